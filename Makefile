@@ -1,0 +1,61 @@
+# Everything happens in $(VENV); the base Python is left alone.
+PYTHON ?= python3
+VENV ?= .venv
+# What to download where no torch is at hand, and an index with the build you want; see README.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+OUT ?= out
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find ppl_vi models guides -name '*.py' -o -name '*.csv' -o -name py.typed) pyproject.toml
+WHEELS := build/wheel
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed ## install, fit the Old Faithful mixture, write tables and pictures to out/
+	$(PY) -m ppl_vi demo --out $(OUT)
+
+test: $(VENV)/.test ## build the wheel, install it and test it away from the source
+	$(PY) tools/run_tests.py
+
+test-slow: $(VENV)/.test ## the tests that take minutes
+	$(PY) tools/run_tests.py -m slow
+
+lint: $(VENV)/.lint ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	cd build && $(abspath $(PY)) -m mypy --config-file ../pyproject.toml -p ppl_vi
+
+wheel: $(WHEELS)/.built ## build the wheel in build/wheel
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) build dist out *.egg-info
+
+# A torch that is there is kept: in the base Python (then the environment sees its packages), or in
+# the environment. Only where there is none is one downloaded.
+$(VENV)/.torch:
+	$(PYTHON) tools/make_environment.py $(VENV) "$(TORCH)" "$(TORCH_INDEX)"
+	touch $@
+
+$(WHEELS)/.built: $(SOURCES) README.md LICENSE | $(VENV)/.torch
+	rm -rf $(WHEELS) build/lib build/bdist*
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) .
+	touch $@
+
+$(VENV)/.installed: $(WHEELS)/.built
+	$(PIP) $(WHEELS)/*.whl
+	$(PIP) --force-reinstall --no-deps $(WHEELS)/*.whl
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) "$$(ls $(WHEELS)/*.whl)[test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) "$$(ls $(WHEELS)/*.whl)[lint]"
+	touch $@

@@ -1,0 +1,5 @@
+"""Pyro models, ready to fit."""
+
+from ppl_vi.models.gmm import BayesianGMM
+
+__all__ = ["BayesianGMM"]

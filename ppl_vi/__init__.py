@@ -1,0 +1,48 @@
+"""Variational inference for Pyro programs.
+
+Write a model in plain Pyro, call ``fit(model, guide, data)``, get a posterior with ArviZ diagnostics.
+"""
+
+from pathlib import Path
+
+# Installed, the models and guides lie inside this package. In a checkout they stand beside it, and
+# Python started in the checkout finds the package there first.
+_here = Path(__file__).resolve().parent
+if not (_here / "models").is_dir() and (_here.parent / "models" / "__init__.py").is_file():
+    __path__.append(str(_here.parent))
+
+from ppl_vi.errors import DataError, GuideError, ModelError
+from ppl_vi.estimate import Estimate
+from ppl_vi.estimators import Baseline, Estimator, LeaveOneOut, Pathwise, ScoreFunction
+from ppl_vi.fitting import fit
+from ppl_vi.objectives import ELBO, Objective, ReparameterizedELBO, ScoreFunctionELBO
+from ppl_vi.registry import GuideStart, register_guide
+from ppl_vi.result import FitResult
+from ppl_vi.stopping import StopReason
+from ppl_vi.training import Progress
+
+__all__ = [
+    "ELBO",
+    "Baseline",
+    "DataError",
+    "Estimate",
+    "Estimator",
+    "FitResult",
+    "GuideError",
+    "GuideStart",
+    "LeaveOneOut",
+    "ModelError",
+    "Objective",
+    "Pathwise",
+    "Progress",
+    "ReparameterizedELBO",
+    "ScoreFunction",
+    "ScoreFunctionELBO",
+    "StopReason",
+    "fit",
+    "register_guide",
+]
+
+# Guides enter the registry when they are imported, so they come after the engine.
+from ppl_vi import guides as guides
+from ppl_vi import models as models

@@ -1,0 +1,351 @@
+"""Turn the `data` argument of `fit` into batches of positional and keyword arguments."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from ppl_vi.errors import DataError
+
+__all__ = ["DEFAULT_BATCH_SIZE", "Batch", "DataSource", "data_source"]
+
+DEFAULT_BATCH_SIZE = 256
+"""Rows in a batch of a `Dataset` for which no `batch_size` is given."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Device = torch.device | str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The arguments of one call of the model and the guide, and the rows they hold.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        rows: Row numbers in the whole data set, `[size]`; None when they are unknown.
+        size: Number of rows in this batch; None when the data have no rows.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: Tensor | None
+    size: int | None
+
+
+class DataSource(ABC):
+    """A data set that can be read whole, in part, in shuffled batches or in order.
+
+    Reading by `whole`, `head` or `sequence` leaves torch's global random state as it was, unless
+    the user's own `Dataset` draws from it.
+
+    Args:
+        num_rows: Number of rows N of the whole data set; None when the data have no rows.
+        batch_size: Rows in a batch of `epoch` and `sequence`; None for all rows.
+
+    Attributes:
+        num_rows: N, as given.
+        batched: Whether `epoch` gives anything else than the one whole batch.
+    """
+
+    def __init__(self, num_rows: int | None, batch_size: int | None) -> None:
+        self.num_rows = num_rows
+        self._order = torch.arange(num_rows or 0, device="cpu")
+        self._batch_size = min(batch_size or sys.maxsize, num_rows or 1)
+        self.batched = self._batch_size < (num_rows or 1)
+
+    @abstractmethod
+    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of row numbers."""
+
+    def whole(self) -> Batch:
+        """All rows, in data order, as one batch (for a `Dataset` all of it is held in memory)."""
+        return next(self._read([self._order]))
+
+    def head(self, size: int) -> Batch:
+        """The first `size` rows as one batch; all rows when there are fewer."""
+        return next(self._read([self._order[:size]]))
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One pass over the rows, shuffled when there are several batches, the last one ragged.
+
+        Args:
+            generator: Draws the order, at the call; torch's global state when None. A `DataLoader`
+                ignores it, since it keeps its own sampler.
+        """
+        if not self.batched:
+            return self.sequence()
+        device = "cpu" if generator is None else generator.device
+        order = torch.randperm(len(self._order), generator=generator, device=device)
+        return self._read(torch.split(order.to(self._order.device), self._batch_size))
+
+    def sequence(self) -> Iterator[Batch]:
+        """One pass over all rows in data order, in batches of the same size, the last ragged."""
+        return self._read(torch.split(self._order, self._batch_size))
+
+
+def data_source(data: Any, batch_size: int | None = None, device: Device = None) -> DataSource:
+    """Read `data` as the arguments of a model, whole or in batches.
+
+    A tensor, array, pandas object or list of numbers is one positional argument, a tuple is
+    positional arguments, a dict is keyword arguments, and None is no argument. Floating arrays take
+    torch's default dtype; tensors keep theirs, and anything else passes unchanged. The first tensor
+    with dimensions gives the number of rows N; tensors of that length are rows, others pass whole.
+
+    An item of a map-style `Dataset` is read in the same way and collated by `default_collate`; its
+    batches have `DEFAULT_BATCH_SIZE` rows unless `batch_size` is given. A `DataLoader` keeps its
+    own batches and sampler, so their row numbers are unknown; N is the length of its data set.
+
+    Args:
+        data: The data.
+        batch_size: Rows in a batch. When None, tensors and arrays are one whole batch.
+        device: Where to put the tensors; None leaves them where they are.
+
+    Raises:
+        DataError: If an array isn't numeric, a floating tensor contains NaN (a `Dataset` or
+            `DataLoader` is checked batch by batch, as it is read), there are no rows to divide into
+            batches, N is zero or unknown, or `batch_size` isn't a positive integer.
+
+    Example:
+        >>> source = data_source({"x": torch.randn(10, 2), "prior_scale": 2.0}, batch_size=4)
+        >>> source.num_rows, source.batched
+        (10, True)
+        >>> [(batch.size, tuple(batch.kwargs["x"].shape)) for batch in source.epoch()]
+        [(4, (4, 2)), (4, (4, 2)), (2, (2, 2))]
+        >>> source.head(3).rows
+        tensor([0, 1, 2])
+    """
+    if batch_size is not None:
+        batch_size = _positive_integer(batch_size)
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise DataError(
+                "`batch_size` was given together with a DataLoader, which has its own. Set it in "
+                "the DataLoader, or pass the Dataset itself."
+            )
+        return _LoaderSource(data, device)
+    # A subclass may change what an item is; the class itself only indexes its tensors.
+    if type(data) is TensorDataset:
+        return _TensorSource(data.tensors, batch_size or DEFAULT_BATCH_SIZE, device)
+    if isinstance(data, Dataset):
+        return _DatasetSource(data, batch_size or DEFAULT_BATCH_SIZE, device)
+    if isinstance(data, list):
+        data = _number_array(data)
+    return _TensorSource(data, batch_size, device)
+
+
+class _TensorSource(DataSource):
+    """Tensors in memory, with other arguments that are passed whole."""
+
+    def __init__(self, data: Any, batch_size: int | None, device: Device) -> None:
+        self._args, self._kwargs = _arguments(data, "data", device)
+        first = _first_tensor(self._args, self._kwargs)
+        if first is None and batch_size is not None:
+            raise DataError(
+                f"batch_size={batch_size} needs rows, but no leaf of `data` is a tensor or array "
+                "with a first dimension. Pass the data as tensors, or leave `batch_size` out."
+            )
+        super().__init__(None if first is None else _some_rows(len(first)), batch_size)
+        if first is not None:
+            self._order = self._order.to(first.device)
+
+    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        return map(self._take, chunks)
+
+    def _take(self, rows: Tensor) -> Batch:
+        if self.num_rows is None:
+            return Batch(self._args, self._kwargs, None, None)
+        if len(rows) == self.num_rows:  # in data order, since it is the only batch
+            return Batch(self._args, self._kwargs, self._order, self.num_rows)
+
+        def select(leaf: Any) -> Any:
+            own_rows = _has_rows(leaf) and len(leaf) == self.num_rows
+            return leaf.index_select(0, rows.to(leaf.device)) if own_rows else leaf
+
+        kwargs = {name: select(leaf) for name, leaf in self._kwargs.items()}
+        return Batch(tuple(map(select, self._args)), kwargs, rows, len(rows))
+
+
+class _DatasetSource(DataSource):
+    """A map-style `Dataset`; `template` is a `DataLoader` that lends its settings."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        device: Device,
+        template: DataLoader[Any] | None = None,
+    ) -> None:
+        super().__init__(_dataset_length(dataset), batch_size)
+        self._dataset, self._device = dataset, device
+        self._collate = None if template is None else template.collate_fn
+        names = ("num_workers", "worker_init_fn", "multiprocessing_context")
+        self._workers = (
+            {} if template is None else {name: getattr(template, name) for name in names}
+        )
+
+    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_sampler=(rows.tolist() for rows in chunks),
+            collate_fn=self._collate,
+            # Without its own generator, each pass would draw a seed from torch's global state.
+            generator=torch.Generator(),
+            # One batch isn't worth starting worker processes.
+            **(self._workers if len(chunks) > 1 else {}),
+        )
+        for rows, items in zip(chunks, loader, strict=True):
+            args, kwargs = _batch_arguments(items, self._device)
+            first = _first_tensor(args, kwargs)
+            if first is not None and len(first) != len(rows):
+                raise DataError(
+                    f"{len(rows)} rows were collated into a tensor of shape {tuple(first.shape)}. "
+                    "Let collate_fn keep every row and put rows in the first dimension."
+                )
+            place = self._device if first is None else first.device
+            yield Batch(args, kwargs, rows.to(place), len(rows))
+
+
+class _LoaderSource(DataSource):
+    """A user's `DataLoader`; what is read in data order is read past its sampler."""
+
+    def __init__(self, loader: DataLoader[Any], device: Device) -> None:
+        batch_size = getattr(loader.batch_sampler, "batch_size", DEFAULT_BATCH_SIZE)
+        self._loader, self._device = loader, device
+        self._in_order = _DatasetSource(loader.dataset, batch_size, device, template=loader)
+        super().__init__(self._in_order.num_rows, batch_size)
+        if loader.batch_sampler is None:
+            raise DataError(
+                "The DataLoader has batch_size=None, so the number of rows in its data set is "
+                "unknown. Give it a batch_size or a batch_sampler."
+            )
+        # Even one batch may be shuffled, or leave rows out: that is for the sampler to say.
+        self.batched = True
+
+    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        # Without row numbers, as in `epoch`: a guide must see the same in training and after it.
+        return (replace(batch, rows=None) for batch in self._in_order._read(chunks))
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        empty = True
+        for items in self._loader:
+            args, kwargs = _batch_arguments(items, self._device)
+            first = _first_tensor(args, kwargs)
+            if first is None:
+                raise DataError(
+                    "A batch of the DataLoader has no tensor with a first dimension, so its number "
+                    "of rows is unknown. Let collate_fn return tensors."
+                )
+            empty = False
+            yield Batch(args, kwargs, None, len(first))
+        if empty:
+            raise DataError(
+                f"The DataLoader gave no batch from {self.num_rows} rows. Use drop_last=False or a "
+                "smaller batch_size."
+            )
+
+
+def _arguments(data: Any, name: str, device: Device) -> Arguments:
+    """Positional and keyword arguments, with arrays made tensors; `name` is for messages."""
+    if data is None:
+        return (), {}
+    if isinstance(data, tuple):
+        return tuple(_leaf(x, f"{name}[{i}]", device) for i, x in enumerate(data)), {}
+    if isinstance(data, Mapping):
+        return (), {key: _leaf(x, f"{name}[{key!r}]", device) for key, x in data.items()}
+    return (_leaf(data, name, device),), {}
+
+
+def _batch_arguments(items: Any, device: Device) -> Arguments:
+    """The arguments in a collated batch; `default_collate` makes lists of tuples."""
+    return _arguments(tuple(items) if isinstance(items, list) else items, "batch", device)
+
+
+def _leaf(leaf: Any, name: str, device: Device) -> Any:
+    """A checked tensor of an array, tensor or pandas object; anything else unchanged."""
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(leaf, pandas.Series | pandas.DataFrame):
+        leaf = leaf.to_numpy()
+    if isinstance(leaf, np.ndarray):
+        leaf = _array_to_tensor(leaf, name)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    nan = torch.isnan(leaf)
+    if nan.any():
+        raise DataError(
+            f"`{name}` has {int(nan.sum())} NaN, the first at index {nan.nonzero()[0].tolist()}. "
+            "Drop or impute those rows, or fill them with a number and mask them in the model."
+        )
+    return leaf.to(device)
+
+
+def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    kind, size = array.dtype.kind, array.itemsize
+    if kind not in "biuf" or isinstance(array, np.ma.MaskedArray):
+        found = f"dtype {array.dtype}" if kind not in "biuf" else "a mask"
+        raise DataError(
+            f"`{name}` must be plain real numbers, but it has {found}. Select the numeric "
+            "columns, encode categories and dates as numbers, and fill masked entries."
+        )
+    dtype = array.dtype.newbyteorder("=")
+    # torch has no floats of more than 64 bits, and can't index unsigned integers of more than 8.
+    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
+        dtype = np.dtype(np.float64 if kind == "f" else np.int64)
+    tensor = torch.from_numpy(np.array(array, dtype, order="C"))
+    return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
+
+
+def _number_array(values: list[Any]) -> np.ndarray[Any, Any]:
+    def only_numbers(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(only_numbers, value))
+        return isinstance(value, Real | np.bool_)
+
+    if only_numbers(values):
+        with suppress(ValueError):  # nested lists of different lengths
+            return np.asarray(values)
+    raise DataError(
+        "A list given as `data` must be numbers, or equally long lists of numbers. Pass a tuple "
+        "for several arguments, or a dict to name them."
+    )
+
+
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The first tensor with dimensions, whose length is the number of rows."""
+    return next((leaf for leaf in (*args, *kwargs.values()) if _has_rows(leaf)), None)
+
+
+def _dataset_length(dataset: Dataset[Any]) -> int:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{type(dataset).__name__} has no known number of rows, which scales the bound. Use a "
+            "Dataset that has __len__ and __getitem__."
+        )
+    return _some_rows(len(dataset))
+
+
+def _some_rows(num_rows: int) -> int:
+    if num_rows == 0:
+        raise DataError("The data have no rows: the first dimension is 0. Pass at least one row.")
+    return num_rows
+
+
+def _positive_integer(batch_size: Any) -> int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise DataError(
+            f"`batch_size` must be a positive integer or None, but it is {batch_size!r}. Give the "
+            "number of rows in a batch."
+        )
+    return int(batch_size)

@@ -1,0 +1,15 @@
+"""What `fit` raises when a model, a guide or the data can't be used as they were given."""
+
+__all__ = ["DataError", "GuideError", "ModelError"]
+
+
+class ModelError(ValueError):
+    """The model can't be fitted as it is written; the message names the site and the remedy."""
+
+
+class GuideError(ValueError):
+    """The guide doesn't fit the model; the message names the site and the remedy."""
+
+
+class DataError(ValueError):
+    """The data can't be used as they are; the message names the leaf and the remedy."""

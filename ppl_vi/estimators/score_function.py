@@ -1,0 +1,65 @@
+"""The score-function (log-derivative, REINFORCE) estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_vi.errors import GuideError
+from ppl_vi.estimators.base import Baseline, Estimator
+from ppl_vi.program import Latent, Site
+
+
+@dataclass(frozen=True)
+class ScoreFunction(Estimator):
+    """Weigh the score by the credit: d/dλ E_q[f(z)] = E[(f(z) - b) · d log q(z)/dλ].
+
+    The credit is Rao-Blackwellized: only factors downstream of the site count, within the site's
+    plates. Unbiased with any baseline b that does not see the draw; noisy without one.
+
+    Args:
+        baseline: what to subtract from the credit; ``None`` for nothing.
+
+    Raises:
+        GuideError: the site is a Delta, or a trainable parameter moves its support, where the score
+            misses part of the gradient.
+
+    Example:
+        >>> from ppl_vi import ELBO, LeaveOneOut, ScoreFunction
+        >>> objective = ELBO(num_particles=16, estimators={"z": ScoreFunction(LeaveOneOut())})
+
+    Source: Ranganath, Gerrish and Blei (2014).
+    """
+
+    baseline: Baseline | None = None
+    uses_credit: ClassVar[bool] = True
+
+    @property
+    def subtracted(self) -> Baseline | None:
+        return self.baseline
+
+    def check(self, site: Site, num_particles: int) -> None:
+        if site.fixed:
+            raise GuideError(
+                f"site '{site.name}': ScoreFunction needs a random draw, but the guide's distribution "
+                f"is a Delta. Use Pathwise() for this site."
+            )
+        if site.moving_support:
+            raise GuideError(
+                f"site '{site.name}': ScoreFunction is wrong where a trainable parameter moves the "
+                f"support of {site.distribution}. Use Pathwise(), or fix that parameter."
+            )
+        if self.baseline is not None:
+            self.baseline.check(site, num_particles)
+
+    def draw(self, distribution: Any) -> Tensor:
+        with torch.no_grad():
+            # The clone defeats the caches of transforms, which would hide the score's gradient.
+            value: Tensor = distribution.sample().clone()
+        return value
+
+    def term(self, latent: Latent, credit: Tensor) -> Tensor:
+        return (latent.log_q * credit.detach()).sum()

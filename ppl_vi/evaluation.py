@@ -1,0 +1,47 @@
+"""The ELBO of a model and a guide on the whole data set, with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+
+from ppl_vi.estimate import Estimate
+from ppl_vi.preparation import structure_of
+from ppl_vi.program import Pair, Structure, draw_plainly, run
+from ppl_vi.randomness import forked_rng
+
+_MOST_DRAWS, _FEWEST_DRAWS = 1_000, 16
+_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 200_000_000
+
+WeightedPair = tuple[Pair, float, AbstractContextManager[object]]
+"""A pair on one batch, the batch's share of the rows, and the handler that scales it."""
+
+
+def estimate_elbo(batches: Iterable[WeightedPair]) -> Estimate:
+    """Estimate E_q[log p(x, z) - log q(z)] on all rows, from draws of its own in each batch.
+
+    Unbiased: the mean over batches, weighted by their share of the rows, of scaled ELBOs. Random
+    state is left as it was, and the same numbers are drawn each time, so that fits compare.
+
+    Args:
+        batches: pairs on batches that make up the data set, with their shares and handlers.
+    """
+    total, variance = 0.0, 0.0
+    with torch.no_grad(), forked_rng(seed=0):
+        for pair, share, handler in batches:
+            with handler:
+                log_w = _log_weights(structure_of(pair), pair)
+            total += share * log_w.mean().item()
+            variance += share**2 * log_w.var().item() / len(log_w)
+    return Estimate(total, variance**0.5)
+
+
+def _log_weights(structure: Structure, pair: Pair) -> torch.Tensor:
+    elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
+    draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _ELEMENTS_IN_ALL // elements))
+    at_once = max(1, min(draws, _ELEMENTS_AT_ONCE // elements))
+    counts = [at_once] * (draws // at_once)
+    chunks = [run(structure, pair, draw_plainly, count).log_weights() for count in counts]
+    return torch.cat(chunks).double()

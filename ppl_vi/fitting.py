@@ -1,0 +1,266 @@
+"""fit(): a model, a guide and data in, a posterior out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.infer
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_vi.data import Batch, DataSource, data_source
+from ppl_vi.errors import GuideError
+from ppl_vi.estimate import Estimate
+from ppl_vi.evaluation import estimate_elbo
+from ppl_vi.job import Job, data_plates_of
+from ppl_vi.objectives import ELBO, EvidenceLowerBound, Objective
+from ppl_vi.optimization import OptimizerChoice, make_stepper
+from ppl_vi.parameters import FittedParameters, trainable
+from ppl_vi.preparation import prepare, structure_of
+from ppl_vi.program import StartingValues, Structure, draw_plainly, enumerated, run
+from ppl_vi.randomness import forked_rng
+from ppl_vi.result import FitResult
+from ppl_vi.starting import initial_values, resolve_guide
+from ppl_vi.training import Callback, OnNan, train
+
+Program = Callable[..., Any]
+
+_BOUND_EVALUATIONS = 100
+
+
+def fit(
+    model: Program,
+    guide: str | type[AutoGuide] | Program = "normal",
+    data: Any = None,
+    *,
+    objective: pyro.infer.ELBO | None = None,
+    optimizer: OptimizerChoice = None,
+    steps: int = 10_000,
+    batch_size: int | None = None,
+    data_plate: str | None = None,
+    restarts: int = 1,
+    seed: int | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    on_nan: OnNan = "raise",
+    device: torch.device | str | None = None,
+) -> FitResult:
+    """Fit a guide to the posterior of a Pyro model, by stochastic gradients of a bound.
+
+    Maximises the objective over the parameters of the guide, and those of the model
+    (``pyro.param``), with log p(x) = ELBO + KL(q || p) for the ELBO. Noisy: gradients are estimated
+    from particles and, with ``batch_size``, from rows; ``result.elbo`` has its standard error.
+
+    Args:
+        model: a Pyro model. Discrete latents that the guide leaves out are summed out exactly.
+            If it has ``initial_values(data)``, a dict by site or parameter, guides start there.
+        guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
+            or an autoguide (instance or class).
+        data: a tensor or array is one positional argument; a tuple positional, a dict keyword
+            arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
+            Floating-point arrays take torch's default dtype, tensors keep theirs.
+        objective: one of ours or any ``pyro.infer.ELBO``; by default ``ELBO()``.
+        optimizer: a torch optimizer class, a function from parameters to an optimizer or a
+            scheduler around one, or a Pyro optimizer; schedulers move once a step. By default Adam
+            with a geometrically falling rate.
+        steps: gradient steps.
+        batch_size: rows in a minibatch. Tensors as long as the first one are rows.
+        data_plate: the plate over the rows, where the model leaves a doubt.
+        restarts: independent fits; the one with the highest ELBO is returned. Names and classes of
+            guides start each from another place, guides that are objects always from the same.
+        seed: for everything random; the global random state is left as it was.
+        progress: show a progress bar with the smoothed ELBO.
+        callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
+        on_nan: ``"raise"``, or ``"skip"`` steps whose loss or gradient is not finite.
+        device: where the data are put.
+
+    Returns:
+        The fitted posterior.
+
+    Raises:
+        GuideError, ModelError, DataError: before the first step, where programs or data do not fit.
+        FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"``.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> result = fit(model, "normal", torch.ones(100), steps=500, seed=0, progress=False)
+        >>> round(result.sample(2_000)["mean"].mean().item(), 1)
+        1.0
+
+    Source: Ranganath, Gerrish and Blei (2014); Kucukelbir et al. (2017).
+    """
+    objective = ELBO() if objective is None else objective
+    _check_options(objective, steps, restarts, on_nan)
+    source = data_source(data, batch_size, device)
+    settings = _Settings(
+        model, guide, source, data_plate, objective, optimizer, steps, tuple(callbacks), on_nan
+    )
+    with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
+        best = first = _fit_once(settings, 0, bar)
+        for restart in range(1, restarts):
+            bar.set_description_str(f"restart {restart + 1} of {restarts}")
+            first.start.restore()  # modules that the programs hold begin every restart alike
+            best = max(best, _fit_once(settings, restart, bar), key=lambda result: result.elbo)
+        best.fitted.restore()
+    return best
+
+
+@contextmanager
+def _state_kept(seed: int | None) -> Iterator[None]:
+    """Restore the default dtype and, where a seed is given, the random state."""
+    dtype = torch.get_default_dtype()
+    with nullcontext() if seed is None else forked_rng(seed=seed):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any) -> None:
+    if not isinstance(objective, pyro.infer.ELBO):
+        raise TypeError(
+            f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}."
+        )
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}.")
+    if on_nan not in ("raise", "skip"):
+        raise ValueError(f"on_nan must be 'raise' or 'skip', not {on_nan!r}.")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What every restart of a fit has in common."""
+
+    model: Program
+    guide: str | type[AutoGuide] | Program
+    source: DataSource
+    data_plate: str | None
+    objective: pyro.infer.ELBO
+    optimizer: OptimizerChoice
+    steps: int
+    callbacks: tuple[Callback, ...]
+    on_nan: OnNan
+
+
+def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
+    """Fit from one start, in a parameter scope of its own."""
+    started = time.perf_counter()
+    with pyro.get_param_store().scope():
+        job, structure = _prepare(settings, restart)
+        loss_and_grads, estimators = _objective_on(settings.objective, job, structure)
+        start = FittedParameters.capture((job.model, job.guide))
+        losses, reason = train(
+            loss_and_grads,
+            _endless(settings.source),
+            make_stepper(settings.optimizer, _trainable(), settings.steps),
+            settings.steps,
+            settings.callbacks,
+            settings.on_nan,
+            lambda batch: _blame(job, batch),
+            bar,
+        )
+        elbo = estimate_elbo(job.weighted_pairs())
+        return FitResult(
+            job=job,
+            start=start,
+            fitted=FittedParameters.capture((job.model, job.guide)),
+            losses=torch.tensor(losses),
+            bound=_final_bound(settings.objective, job, elbo),
+            elbo=elbo,
+            estimators=estimators,
+            num_steps=len(losses),
+            seconds=time.perf_counter() - started,
+            stop_reason=reason,
+        )
+
+
+def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
+    """Build the guide, create every parameter at its start, and check that all fits together."""
+    model, source = settings.model, settings.source
+    plates = data_plates_of(model, source, settings.data_plate)
+    values = initial_values(model, source.whole())
+    with StartingValues(values):
+        guide = resolve_guide(settings.guide, model, source, plates, values, restart)
+        job = Job(model, guide, source, plates)
+        return job, job.check()
+
+
+def _objective_on(
+    objective: pyro.infer.ELBO, job: Job, structure: Structure
+) -> tuple[Callable[[Batch], float], dict[str, str]]:
+    """The loss of a batch, and the estimator of each site in words."""
+    model, estimators = job.model, {}
+    if isinstance(objective, Objective):
+        batch = next(job.source.sequence())
+        with job.handler(batch):
+            chosen = prepare(objective, job.pair(batch)).estimators
+        estimators = {name: repr(estimator) for name, estimator in chosen.items()}
+    elif structure.marginalized:
+        if not isinstance(objective, pyro.infer.TraceEnum_ELBO):
+            raise GuideError(
+                f"site '{structure.marginalized[0]}' is discrete and the guide leaves it out, but "
+                f"{type(objective).__name__} cannot sum it out. Use ppl_vi.ELBO or TraceEnum_ELBO."
+            )
+        model = enumerated(model, structure.marginalized)
+
+    def loss_and_grads(batch: Batch) -> float:
+        with job.handler(batch):
+            loss = objective.loss_and_grads(model, job.guide, *batch.args, **batch.kwargs)
+        return float(loss)
+
+    return loss_and_grads, estimators
+
+
+def _final_bound(objective: pyro.infer.ELBO, job: Job, elbo: Estimate) -> Estimate:
+    """The objective's value on all rows; that of an ELBO is the ELBO."""
+    if isinstance(objective, EvidenceLowerBound):
+        return elbo
+    with torch.no_grad(), forked_rng(seed=0):
+        values = [_objective_value(objective, job) for _ in range(_BOUND_EVALUATIONS)]
+    spread = torch.tensor(values).std().item()
+    return Estimate(sum(values) / len(values), spread / len(values) ** 0.5)
+
+
+def _objective_value(objective: pyro.infer.ELBO, job: Job) -> float:
+    total = 0.0
+    for pair, share, handler in job.weighted_pairs():
+        with handler:
+            total -= share * objective.loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+    return total
+
+
+def _endless(source: DataSource) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    while True:
+        yield from source.epoch()
+
+
+def _trainable() -> dict[str, Tensor]:
+    parameters = trainable()
+    if not parameters:
+        raise GuideError(
+            "neither the guide nor the model has a trainable parameter, so there is nothing to fit. "
+            "Declare one with pyro.param, pyro.module or a PyroModule."
+        )
+    return parameters
+
+
+def _blame(job: Job, batch: Batch) -> str:
+    """Which sites have a log-probability that is not finite, in words."""
+    pair = job.pair(batch)
+    with torch.no_grad(), job.handler(batch):
+        factors = run(structure_of(pair), pair, draw_plainly, 1).factors
+    bad = [f"'{n}'" for f in factors if not torch.isfinite(f.log_prob).all() for n in f.sites]
+    return f"; log-probabilities that are not finite: {', '.join(bad)}" if bad else ""

@@ -1,0 +1,94 @@
+"""One model, guide and data set, checked, and the handlers that every call of them runs under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from ppl_vi.data import Batch, DataSource
+from ppl_vi.errors import GuideError
+from ppl_vi.evaluation import WeightedPair
+from ppl_vi.preparation import structure_of
+from ppl_vi.program import Arguments, DataPlate, Pair, Structure, find_data_plates
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, a guide and the batches of a data set.
+
+    Attributes:
+        model: the Pyro model.
+        guide: the Pyro guide.
+        source: the data.
+        data_plates: names of the plates over the rows; empty where there is but one batch.
+    """
+
+    model: Program
+    guide: Program
+    source: DataSource
+    data_plates: frozenset[str]
+
+    def pair(self, batch: Batch) -> Pair:
+        """The model and the guide with the batch's arguments."""
+        return Pair(self.model, self.guide, batch.args, batch.kwargs)
+
+    def handler(self, batch: Batch) -> AbstractContextManager[Any]:
+        """What makes the batch count for all rows."""
+        if not self.data_plates or self.source.num_rows is None or batch.size is None:
+            return nullcontext()
+        handler: AbstractContextManager[Any] = DataPlate(
+            self.data_plates, self.source.num_rows, batch.rows, batch.size
+        )
+        return handler
+
+    def weighted_pairs(self) -> Iterator[WeightedPair]:
+        """The batches in order, each with its share of the rows."""
+        for batch in self.source.sequence():
+            share = (batch.size or 1) / (self.source.num_rows or 1)
+            yield self.pair(batch), share, self.handler(batch)
+
+    def check(self) -> Structure:
+        """Inspect the pair on the shapes that batches have.
+
+        Raises:
+            GuideError, ModelError, DataError: as ``inspect`` does; a GuideError also where the guide
+                cannot follow the rows of a batch of another size.
+        """
+        if not self.data_plates:
+            return structure_of(self.pair(self.source.whole()))
+        first, other = two_batches(self.source)
+        with self.handler(first):
+            structure = structure_of(self.pair(first))
+        try:
+            with self.handler(other):
+                structure_of(self.pair(other))
+        except GuideError as error:
+            raise GuideError(
+                f"the guide cannot follow the rows of a minibatch. {error} Give the data plate the "
+                f"size of the whole data set with subsample_size=len(batch), so that local "
+                f"parameters are indexed by row, or compute them from the batch."
+            ) from error
+        return structure
+
+
+def two_batches(source: DataSource) -> tuple[Batch, Batch]:
+    """A batch of the usual size and one of another size."""
+    usual = next(source.sequence())
+    size = usual.size or 1
+    return usual, source.head(size - 1 if size > 1 else 2)
+
+
+def data_plates_of(model: Program, source: DataSource, named: str | None) -> frozenset[str]:
+    """The plates over the rows, found where data come in batches.
+
+    Raises:
+        ModelError: as ``find_data_plates`` does.
+    """
+    if not source.batched or source.num_rows is None:
+        return frozenset()
+    one, other = (Arguments(b.args, b.kwargs, b.size or 0) for b in two_batches(source))
+    return find_data_plates(model, (one, other), source.num_rows, named)

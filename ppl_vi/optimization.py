@@ -1,0 +1,104 @@
+"""Optimizers: torch's, Pyro's, and the default, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroLRScheduler, PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+OptimizerChoice = Callable[[Any], Any] | None
+"""A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
+
+INITIAL_RATE, FINAL_RATE = 0.05, 2e-5
+
+
+class Stepper(Protocol):
+    """What a fit needs of an optimizer."""
+
+    def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
+        """Forget the gradients of the last step."""
+
+    def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
+        """Move the parameters along their gradients, and the schedule by one."""
+
+
+def make_stepper(
+    optimizer: OptimizerChoice, parameters: Mapping[str, Tensor], steps: int
+) -> Stepper:
+    """The stepper for ``fit(optimizer=...)``.
+
+    Args:
+        optimizer: a ``torch.optim.Optimizer`` class; a factory that takes parameters and returns an
+            optimizer or a scheduler around one; a Pyro optimizer or scheduler; or ``None`` for Adam
+            with a rate that falls geometrically from 0.05 to 2e-5 over the planned steps, so that
+            posteriors of very different widths are all resolved.
+        parameters: unconstrained, by name.
+        steps: how many are planned.
+
+    Raises:
+        TypeError: the choice is none of these, for instance an optimizer already bound to tensors.
+    """
+    if isinstance(optimizer, PyroOptim):
+        return _PyroStepper(optimizer)
+    if isinstance(optimizer, (Optimizer, LRScheduler)) or not (
+        optimizer is None or callable(optimizer)
+    ):
+        raise TypeError(
+            f"optimizer: pass a torch.optim class, a function from parameters to an optimizer or "
+            f"scheduler, or a Pyro optimizer; not {type(optimizer).__name__!r} itself."
+        )
+    made = (optimizer or (lambda tensors: _default(tensors, steps)))(list(parameters.values()))
+    if not isinstance(made, (Optimizer, LRScheduler)):
+        raise TypeError(
+            f"optimizer: the function should return a torch optimizer or scheduler, but returned "
+            f"{type(made).__name__}."
+        )
+    return _TorchStepper(made, parameters)
+
+
+def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
+    adam = torch.optim.Adam(parameters, lr=INITIAL_RATE, betas=(0.9, 0.99))
+    decay = (FINAL_RATE / INITIAL_RATE) ** (1 / max(1, steps))
+    return torch.optim.lr_scheduler.ExponentialLR(adam, decay)
+
+
+class _TorchStepper:
+    def __init__(self, made: Optimizer | LRScheduler, parameters: Mapping[str, Tensor]) -> None:
+        self._scheduler = made if isinstance(made, LRScheduler) else None
+        self._optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
+        self._known = set(parameters)
+
+    def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
+        zero_grads(parameters.values())
+
+    def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
+        for name in (
+            parameters.keys() - self._known
+        ):  # a branch of the program met for the first time
+            self._optimizer.add_param_group({"params": [parameters[name]]})
+            self._known.add(name)
+        self._optimizer.step()
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(loss)
+        elif self._scheduler is not None:
+            self._scheduler.step()
+
+
+class _PyroStepper:
+    def __init__(self, optimizer: PyroOptim) -> None:
+        self._optimizer = optimizer
+
+    def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
+        zero_grads(parameters.values())
+
+    def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
+        self._optimizer(parameters.values())
+        if isinstance(self._optimizer, PyroLRScheduler):
+            plateau = self._optimizer.pt_scheduler_constructor is ReduceLROnPlateau
+            self._optimizer.step(loss) if plateau else self._optimizer.step()

@@ -1,0 +1,155 @@
+"""Do the guide and the model agree, and do the data fit? Asked once, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, Unit
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from ppl_vi.errors import DataError, GuideError
+
+
+def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
+    """Raise a GuideError unless the guide draws exactly the latents of the model, rightly shaped."""
+    for name, site in guide_sites.items():
+        if site["is_observed"] and name not in model_sites:
+            continue  # a factor or a deterministic of the guide's own
+        if name not in model_sites:
+            if not site["infer"].get("is_auxiliary"):
+                raise GuideError(
+                    f"site '{name}' is drawn in the guide, but the model has no such site. Remove "
+                    f"it, correct its name (the model has {_listed(model_sites)}), or mark it as "
+                    f"auxiliary with infer={{'is_auxiliary': True}}."
+                )
+            continue
+        if model_sites[name]["is_observed"]:
+            raise GuideError(
+                f"site '{name}' is drawn in the guide, but it is observed in the model. Remove it "
+                f"from the guide."
+            )
+        if site["is_observed"]:
+            raise GuideError(
+                f"site '{name}' is observed in the guide. Draw it there instead, and keep obs= for "
+                f"the model."
+            )
+        _check_shape(name, site, model_sites[name])
+        _check_support(name, site, model_sites[name])
+    for name, site in model_sites.items():
+        if name in guide_sites or site["is_observed"] or site["fn"].has_enumerate_support:
+            continue
+        raise GuideError(
+            f"site '{name}' is latent in the model, but the guide does not draw it and its "
+            f"distribution ({_family(site)}) cannot be summed out. Add pyro.sample('{name}', ...) "
+            f"to the guide, or observe it in the model."
+        )
+
+
+def check_observed(model_sites: Mapping[str, Any]) -> None:
+    """Raise a DataError where observed values cannot come from their site."""
+    for name, site in model_sites.items():
+        distribution, value = site["fn"], site["value"]
+        if not site["is_observed"] or isinstance(distribution, (Delta, Unit)):
+            continue
+        if site["infer"].get("_deterministic"):
+            continue
+        expected, found = tuple(distribution.shape()), tuple(value.shape)
+        if not _broadcasts_to(found, expected):
+            raise DataError(
+                f"site '{name}': the observed values have shape {found}, but the distribution "
+                f"({_family(site)}) has shape {expected}. Pass data of equal lengths, and declare "
+                f"every batch dimension with pyro.plate or .to_event()."
+            )
+        discrete = distribution.support.is_discrete
+        if not discrete and not (value.is_floating_point() or value.is_complex()):
+            raise DataError(
+                f"site '{name}': the observed values are {value.dtype}, but {_family(site)} is "
+                f"continuous. Pass floating-point data, for instance data.float()."
+            )
+        if not _inside(distribution.support, value, site["mask"]):
+            raise DataError(
+                f"site '{name}': some observed values are NaN or outside the support of "
+                f"{_family(site)} ({distribution.support}). Correct the data or the distribution."
+            )
+
+
+def _check_shape(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    found, expected = tuple(guide["value"].shape), tuple(model["fn"].shape())
+    if found != expected:
+        raise GuideError(
+            f"site '{name}': the guide draws shape {found}, the model's distribution "
+            f"({_family(model)}) has shape {expected}. Use the same plates and event dimensions in "
+            f"the guide as in the model."
+        )
+
+
+def _check_support(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    own, wanted = guide["fn"], model["fn"].support
+    if isinstance(own, Delta):
+        # An enumerated or learned point has no support of its own; where it stands is what counts.
+        values = [guide["value"]]
+    elif own.support.is_discrete != wanted.is_discrete or (
+        model["fn"].has_enumerate_support and not own.has_enumerate_support
+    ):
+        values = []
+    elif own.support.is_discrete:
+        values = [*(own.enumerate_support(expand=False) if own.has_enumerate_support else [own()])]
+    else:
+        values = [guide["value"], *_wide_values(own.support, guide["value"])]
+    if not values or not all(_inside(wanted, value) for value in values):
+        raise GuideError(
+            f"site '{name}': the guide's distribution ({_family(guide)}, support {own.support}) can "
+            f"draw values outside the model's support ({_family(model)}, {wanted}). Use a "
+            f"distribution on that support in the guide."
+        )
+
+
+def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
+    """Values spread over a continuous support, far from where the guide starts."""
+    try:
+        transform = biject_to(support)
+    except NotImplementedError:
+        return []
+    unconstrained = torch.zeros(transform.inverse_shape(value.shape), dtype=value.dtype)
+    return [transform(unconstrained + shift).to(value.device) for shift in (-4.0, 4.0)]
+
+
+def _inside(support: Any, value: Tensor, mask: Any = None) -> bool:
+    if support is constraints.dependent or mask is False:
+        return True
+    try:
+        inside = support.check(value)
+    except NotImplementedError:
+        return True
+    if isinstance(mask, Tensor):
+        inside = inside | ~mask
+    return bool(inside.all())
+
+
+def _broadcasts_to(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    try:
+        return tuple(torch.broadcast_shapes(found, expected)) == expected
+    except RuntimeError:
+        return False
+
+
+def _family(site: Mapping[str, Any]) -> str:
+    return type(innermost(site["fn"])).__name__
+
+
+def innermost(distribution: Any) -> Any:
+    """The distribution inside ``.expand()``, ``.to_event()`` and ``.mask()``."""
+    while type(distribution).__name__ in (
+        "ExpandedDistribution",
+        "Independent",
+        "MaskedDistribution",
+    ):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _listed(sites: Mapping[str, Any]) -> str:
+    return ", ".join(f"'{name}'" for name, site in sites.items() if not site["is_observed"])

@@ -1,0 +1,105 @@
+"""Find the structure of a model/guide pair by running each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+
+from ppl_vi.errors import ModelError
+from ppl_vi.program.checks import check_guide_sites, check_observed, innermost
+from ppl_vi.program.layout import plate_frames
+from ppl_vi.program.structure import Kind, Plate, Site, Structure
+from ppl_vi.program.tracing import (
+    Pair,
+    draw_plainly,
+    drawn_values,
+    factor_sites,
+    sample_sites,
+    trace_guide,
+    trace_model,
+)
+from ppl_vi.program.vectorization import choose_particles
+from ppl_vi.randomness import forked_rng
+
+
+def inspect(pair: Pair) -> Structure:
+    """Run the guide and the model once and describe their sites; random state is left as it was.
+
+    Raises:
+        GuideError: the guide fails, misses a latent, has an extra one, draws an observed one, or
+            has another support or shape than the model.
+        ModelError: the model fails, has no latent, or its observations do not fit a site.
+    """
+    with forked_rng():
+        guide_trace = trace_guide(pair, draw_plainly)
+        model_trace = trace_model(pair, drawn_values(guide_trace))
+        guide_sites = factor_sites(guide_trace)
+        model_sites = sample_sites(model_trace)
+        sites = _describe(guide_sites, model_sites)
+        check_guide_sites(guide_sites, model_sites)
+        check_observed(model_sites)
+        if not any(site.kind in ("latent", "auxiliary", "marginalized") for site in sites.values()):
+            raise ModelError(
+                "the model has no latent site, so there is nothing to infer: every pyro.sample is "
+                "observed. Give an unknown a prior with pyro.sample(name, distribution)."
+            )
+        traced = [*guide_sites.values(), *model_sites.values()]
+        frames = [frame for site in traced for frame in plate_frames(site)]
+        plates = {f.name: Plate(f.name, f.dim, f.size, f.full_size or f.size) for f in frames}
+        nesting = max((-frame.dim for frame in frames), default=0)
+        return choose_particles(Structure(sites, plates, nesting, "loop", "loop"), pair)
+
+
+def _describe(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> dict[str, Site]:
+    auxiliary = {
+        name: _site(name, "auxiliary", site)
+        for name, site in guide_sites.items()
+        if name not in model_sites and not site["is_observed"]
+    }
+    described = {}
+    for name, site in model_sites.items():
+        if name in guide_sites:
+            described[name] = _site(name, "latent", guide_sites[name])
+        elif site["infer"].get("_deterministic"):
+            described[name] = _site(name, "deterministic", site)
+        elif site["is_observed"]:
+            described[name] = _site(name, "observed", site)
+        else:
+            described[name] = _site(name, "marginalized", site)
+    return {**auxiliary, **described}
+
+
+def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
+    distribution: TorchDistribution = site["fn"]
+    base = innermost(distribution)
+    frames, value = plate_frames(site), site["value"]
+    event_dim = distribution.event_dim
+    if kind == "deterministic":
+        # Pyro takes the whole value as the event, plates included; tell them apart by their sizes.
+        depth = max((-frame.dim for frame in frames), default=0)
+        fits = depth <= value.dim() and all(value.shape[f.dim] == f.size for f in frames)
+        frames, event_dim = (frames, value.dim() - depth) if fits else ([], value.dim())
+    return Site(
+        name=name,
+        kind=kind,
+        plates=tuple(frame.name for frame in frames),
+        shape=value.shape,
+        event_dim=event_dim,
+        dtype=value.dtype,
+        support=distribution.support,
+        distribution=type(base).__name__,
+        reparameterizable=bool(distribution.has_rsample),
+        enumerable=bool(distribution.has_enumerate_support),
+        fixed=isinstance(base, Delta),
+        moving_support=_support_moves(distribution.support),
+    )
+
+
+def _support_moves(support: Any) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    bounds = vars(support).values()
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds)

@@ -1,0 +1,191 @@
+"""Effect handlers of our own: drawing, row numbers, batch scale, starting values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vi.errors import ModelError
+
+Draw = Callable[[str, Any], Tensor]
+"""How a site is drawn: ``draw(name, distribution) -> value``."""
+
+
+class DrawSites(Messenger):
+    """Draw every unobserved site with ``draw(name, distribution)``.
+
+    It must stand outside the particle plate, where the distribution is already expanded.
+    """
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+            return
+        msg["value"] = self.draw(msg["name"], msg["fn"])
+        msg["done"] = True
+
+
+class ReuseValues(Messenger):
+    """Give the named sites and plates these values; observed sites keep theirs."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+class MarkEnumerated(Messenger):
+    """Ask Pyro's enumeration for the named sites; it must stand inside ``Enumeration``."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and not msg["is_observed"]:
+            msg["infer"] = {**msg["infer"], "enumerate": "parallel"}
+
+
+class Enumeration(EnumMessenger):
+    """Pyro's parallel enumeration, made to run under ``torch.vmap``."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["value"] is not None:
+            # Pyro asks for the shape through ``.data``, which vmap forbids: show it the shape alone.
+            shape_only = torch.empty(msg["value"].shape, device="meta")
+            super()._pyro_post_sample({**msg, "value": shape_only})
+
+
+class LastSite(Messenger):
+    """Remember the last site reached, so that an error can name it."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            self.name = msg["name"]
+
+
+class DataPlate(Messenger):
+    """Make minibatches count for the whole data set, in the model and in the guide.
+
+    A plate of the batch's own size has its sites scaled by N / B; a plate of size N is handed the
+    batch's row numbers, and Pyro scales it. Either way the rest of the engine sees a plate with
+    ``full_size`` N and ``size`` B, as if Pyro had subsampled.
+
+    Args:
+        names: the plates over the data.
+        num_rows: N, the number of rows of the whole data set.
+        rows: ``[B]`` row numbers of this batch, or ``None`` where the data do not tell them.
+        size: B, the number of rows of this batch.
+    """
+
+    def __init__(
+        self, names: Collection[str], num_rows: int, rows: Tensor | None, size: int
+    ) -> None:
+        super().__init__()
+        self.names, self.num_rows, self.rows, self.size = names, num_rows, rows, size
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._hand_over_rows(msg)
+        else:
+            self._scale(msg)
+
+    def _hand_over_rows(self, msg: Any) -> None:
+        if msg["name"] not in self.names or msg["fn"].size != self.num_rows or msg["done"]:
+            return
+        if self.rows is None:
+            raise ModelError(
+                f"plate '{msg['name']}' has the size of the whole data set ({self.num_rows}), but a "
+                f"DataLoader does not tell which rows are in a batch. Pass the Dataset itself with "
+                f"batch_size=, or give the plate the size of the batch."
+            )
+        msg["value"] = self.rows
+        msg["done"] = True
+
+    def _scale(self, msg: Any) -> None:
+        frames = list(msg["cond_indep_stack"])
+        for i, frame in enumerate(frames):
+            if frame.name in self.names and frame.full_size == frame.size == self.size:
+                msg["scale"] = msg["scale"] * (self.num_rows / self.size)
+                frames[i] = frame._replace(full_size=self.num_rows)
+        msg["cond_indep_stack"] = tuple(frames)
+
+
+class StartingValues(Messenger):
+    """Start learned parameters of the model (``pyro.param``) at given values, by name."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.values and name not in pyro.get_param_store() and len(msg["args"]) > 1:
+            # The store would keep, and train, the very tensor that it is given.
+            msg["args"] = (name, self.values[name].detach().clone(), *msg["args"][2:])
+
+
+class KeepFrozen(Messenger):
+    """Keep module parameters frozen that were frozen: Pyro's param store turns their gradient on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(init, torch.nn.Parameter) and not init.requires_grad:
+            self.frozen[msg["name"]] = init
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"] in self.frozen:
+            self.frozen[msg["name"]].requires_grad_(False)
+
+
+def hide(model: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:
+    """The model with the named sites hidden from whoever looks on, an autoguide for instance."""
+    hidden: Callable[..., Any] = poutine.block(model, hide=list(names))
+    return hidden
+
+
+def enumerated(model: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:
+    """The model with the named sites marked for Pyro's own enumerating objectives."""
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with MarkEnumerated(names):
+            return model(*args, **kwargs)
+
+    return marked
+
+
+@contextmanager
+def naming_site(what: str, error: type[ValueError]) -> Iterator[None]:
+    """Turn any exception of a user's program into ``error``, naming the last site it reached."""
+    last = LastSite()
+    try:
+        with last:
+            yield
+    except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as cause:
+        if isinstance(cause, ModelError):
+            raise
+        where = f"at or after site '{last.name}'" if last.name else "before its first site"
+        message = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
+        raise error(f"{what} could not run ({where}): {type(cause).__name__}: {message}") from cause

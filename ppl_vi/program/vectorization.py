@@ -1,0 +1,81 @@
+"""How may a batch of particles run? Tried out once, because a wrong batch is often not an error.
+
+A program that indexes from the left (``mean[z]``), or multiplies a matrix by a latent vector, runs on
+a batch of particles in an outermost plate with another meaning, sometimes without an error. So the
+batch is compared with its particles run alone; where they differ, ``torch.vmap`` shows the model one
+particle at a time and computes them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Delta
+from torch import Tensor
+
+from ppl_vi.program.run import Factor, run_guide, run_model
+from ppl_vi.program.structure import Structure
+from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
+
+_TRIED = 3
+_REFUSED = (ValueError, RuntimeError, TypeError, IndexError, NotImplementedError)
+
+
+def choose_particles(structure: Structure, pair: Pair) -> Structure:
+    """The structure with the fastest way of running particles that is right for this pair."""
+    with pyro.validation_enabled(False):
+        if _guide_fits_plate(structure, pair):
+            structure = replace(structure, guide_particles="plate")
+        values = run_guide(structure, pair, draw_plainly, _TRIED).values
+        values = {**_rows_of_model(structure, pair, values), **values}
+        alone = run_model(structure, pair, values, _TRIED)
+        for particles in ("plate", "vmap"):
+            candidate = replace(structure, model_particles=particles)
+            try:
+                if _same(run_model(candidate, pair, values, _TRIED), alone):
+                    return candidate
+            except _REFUSED:
+                continue
+    return structure
+
+
+def _rows_of_model(structure: Structure, pair: Pair, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One subsample for all trials, of the plates that the model alone subsamples."""
+    single = {n: v[0] if n in structure.sites else v for n, v in values.items()}
+    return subsampled_rows(trace_model(pair, single))
+
+
+def _guide_fits_plate(structure: Structure, pair: Pair) -> bool:
+    try:
+        together = run_guide(
+            replace(structure, guide_particles="plate"), pair, draw_plainly, _TRIED
+        )
+        rows = {n: v for n, v in together.values.items() if n not in structure.sites}
+        for k in range(_TRIED):
+
+            def draw(name: str, distribution: Any, k: int = k) -> Tensor:
+                # A Delta's value is the guide's own function of the other draws.
+                fixed: bool = isinstance(distribution, Delta)
+                return distribution() if fixed else together.values[name][k]
+
+            alone = run_guide(structure, pair, draw, 1, rows)
+            mine = [replace(f, log_prob=f.log_prob[k : k + 1]) for f in together.factors]
+            if not _same(mine, alone.factors):
+                return False
+    except _REFUSED:
+        return False
+    return True
+
+
+def _same(factors: Sequence[Factor], expected: Sequence[Factor]) -> bool:
+    return len(factors) == len(expected) and all(
+        one.sites == other.sites
+        and one.plates == other.plates
+        and one.log_prob.shape == other.log_prob.shape
+        and torch.allclose(one.log_prob, other.log_prob, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for one, other in zip(factors, expected, strict=True)
+    )

@@ -1,0 +1,57 @@
+"""Guides by name: the engine looks names up here, and guides enter themselves when imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Guide = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class GuideStart:
+    """What a guide is built from, besides the model.
+
+    Attributes:
+        init_loc_fn: gives a site's starting value, as Pyro's autoguides ask for it.
+        create_plates: gives the plates over the rows of the data, or None without minibatches.
+    """
+
+    init_loc_fn: Callable[..., Any]
+    create_plates: Callable[..., Any] | None = field(default=None)
+
+
+GuideBuilder = Callable[[Callable[..., Any], GuideStart], Guide]
+
+_BUILDERS: dict[str, GuideBuilder] = {}
+
+
+def register_guide(name: str, builder: GuideBuilder) -> None:
+    """Make ``fit(model, name)`` build its guide with ``builder(model, start)``.
+
+    Args:
+        name: what a person writes.
+        builder: takes the model, its enumerable sites hidden, and a ``GuideStart``.
+
+    Example:
+        >>> from pyro.infer.autoguide import AutoDiagonalNormal
+        >>> from ppl_vi.registry import register_guide
+        >>> register_guide("diagonal", lambda model, start: AutoDiagonalNormal(
+        ...     model, init_loc_fn=start.init_loc_fn))
+    """
+    _BUILDERS[name] = builder
+
+
+def guide_builder(name: str) -> GuideBuilder:
+    """The builder of a named guide.
+
+    Raises:
+        ValueError: no guide has that name.
+    """
+    if name not in _BUILDERS:
+        known = ", ".join(f"'{known}'" for known in sorted(_BUILDERS))
+        raise ValueError(
+            f"unknown guide '{name}'. Use one of {known}, a Pyro guide or an autoguide."
+        )
+    return _BUILDERS[name]

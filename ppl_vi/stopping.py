@@ -1,0 +1,15 @@
+"""Why a fit stopped."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class StopReason(Enum):
+    """Why a fit stopped; ``str(reason)`` is the sentence shown to a person."""
+
+    STEPS = "all the steps asked for were taken"
+    CALLBACK = "a callback asked to stop"
+
+    def __str__(self) -> str:
+        return self.value

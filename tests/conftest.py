@@ -1,0 +1,26 @@
+"""What all tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """Every test starts with an empty parameter store and the same random state."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of shared data sets; the test is skipped where it is absent."""
+    root = Path(os.environ.get("PPL_VI_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip("the shared data sets are not here")
+    return root / "data"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from pyro.infer.autoguide import AutoGuide
 
 Guide = Callable[..., Any]
 
@@ -16,15 +19,32 @@ class GuideStart:
     Attributes:
         init_loc_fn: gives a site's starting value, as Pyro's autoguides ask for it.
         create_plates: gives the plates over the rows of the data, or None without minibatches.
+        init_scale: a typical standard deviation, in unconstrained space.
     """
 
     init_loc_fn: Callable[..., Any]
-    create_plates: Callable[..., Any] | None = field(default=None)
+    create_plates: Callable[..., Any] | None = None
+    init_scale: float = 0.1
 
 
 GuideBuilder = Callable[[Callable[..., Any], GuideStart], Guide]
 
 _BUILDERS: dict[str, GuideBuilder] = {}
+
+
+def autoguide_builder(family: type[AutoGuide]) -> GuideBuilder:
+    """The builder of a Pyro autoguide class, which is given those of the settings that it knows.
+
+    Args:
+        family: the class.
+    """
+    accepted = inspect.signature(family).parameters
+
+    def build(model: Callable[..., Any], start: GuideStart) -> Guide:
+        guide: Guide = family(model, **{n: v for n, v in vars(start).items() if n in accepted})
+        return guide
+
+    return build
 
 
 def register_guide(name: str, builder: GuideBuilder) -> None:
@@ -36,9 +56,9 @@ def register_guide(name: str, builder: GuideBuilder) -> None:
 
     Example:
         >>> from pyro.infer.autoguide import AutoDiagonalNormal
-        >>> from ppl_vi.registry import register_guide
-        >>> register_guide("diagonal", lambda model, start: AutoDiagonalNormal(
-        ...     model, init_loc_fn=start.init_loc_fn))
+        >>> from ppl_vi import register_guide
+        >>> from ppl_vi.registry import autoguide_builder
+        >>> register_guide("diagonal", autoguide_builder(AutoDiagonalNormal))
     """
     _BUILDERS[name] = builder
 

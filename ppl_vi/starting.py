@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +12,14 @@ from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, 
 from torch import Tensor
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.job import Job
+from ppl_vi.locating import locate
 from ppl_vi.program import enumerable_sites, hide, plate_dims
-from ppl_vi.registry import GuideStart, guide_builder
+from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder
 
 Program = Callable[..., Any]
+
+_DRAWS_FOR_A_MEDIAN = 1_001
 
 
 def initial_values(model: Program, batch: Batch) -> dict[str, Tensor]:
@@ -37,41 +40,35 @@ def resolve_guide(
 ) -> Program:
     """The guide that ``fit(guide=...)`` stands for.
 
-    Names and autoguide classes are built here: they start at ``values``, else at the prior's typical
-    values (in later restarts at draws from the prior), leave discrete latents to be summed out, and
-    index the rows of minibatches. Any other callable is a guide already.
+    Names and autoguide classes are built here: they start at ``values``, else near the posterior as
+    found from the prior's typical values (in later restarts from draws of the prior), leave discrete
+    latents to be summed out, and index the rows of minibatches. Any other callable is a guide already.
 
     Raises:
         ValueError: no guide has that name.
         TypeError: ``guide`` is neither a name, a class nor a callable.
     """
-    by_class = isinstance(guide, type) and issubclass(guide, AutoGuide)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
-    if not isinstance(guide, str) and not by_class:
+    if not isinstance(guide, str) and not (
+        isinstance(guide, type) and issubclass(guide, AutoGuide)
+    ):
         if not callable(guide):
             raise TypeError(f"guide: pass a name, a guide or an autoguide, not {guide!r}.")
         return guide
     batch = next(source.sequence()) if data_plates else source.whole()
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
-    start = GuideStart(
-        init_loc_fn=init_to_value(
-            values=dict(values), fallback=init_to_sample if restart else init_to_median
-        ),
-        create_plates=_row_plates(model, source, data_plates) if data_plates else None,
-    )
     visible = hide(model, hidden) if hidden else model
-    if isinstance(guide, str):
-        return guide_builder(guide)(visible, start)
-    return _from_class(guide, visible, start)
-
-
-def _from_class(family: Any, model: Program, start: GuideStart) -> Program:
-    """An autoguide class knows some of the settings; give it those."""
-    settings = {"init_loc_fn": start.init_loc_fn, "create_plates": start.create_plates}
-    accepted = inspect.signature(family).parameters
-    guide: Program = family(model, **{k: v for k, v in settings.items() if k in accepted})
-    return guide
+    create_plates = _row_plates(model, source, data_plates) if data_plates else None
+    typical = init_to_sample if restart else init_to_median(num_samples=_DRAWS_FOR_A_MEDIAN)
+    start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
+    if not values:
+        found = locate(Job(model, visible, source, data_plates), visible, start, batch)
+        if found is not None:
+            near = init_to_value(values=found.values, fallback=typical)
+            start = GuideStart(near, create_plates, found.scale)
+    build = guide_builder(guide) if isinstance(guide, str) else autoguide_builder(guide)
+    return build(visible, start)
 
 
 def _row_plates(

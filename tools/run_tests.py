@@ -22,8 +22,18 @@ def main(arguments: list[str]) -> int:
             "PPL_VI_SOURCE": str(ROOT),
             "PPL_VI_SHARED": os.environ.get("PPL_VI_SHARED", str(ROOT.parent / "shared")),
             "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": "1",  # one process a core; small tensors gain nothing from more
         }
-        pytest = [sys.executable, "-m", "pytest", "tests", "--durations=10", *arguments]
+        pytest = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests",
+            "-n",
+            "auto",
+            "--durations=10",
+            *arguments,
+        ]
         if "-m" not in arguments:
             pytest += ["--doctest-modules", "--pyargs", "ppl_vi"]
         return subprocess.run(pytest, cwd=folder, env=environment).returncode

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import arviz as az
 import numpy as np
 from torch import Tensor
 
@@ -29,6 +28,8 @@ def inference_data(groups: Groups, structure: Structure) -> Any:
     Returns:
         ``arviz.InferenceData``, or an ``xarray.DataTree`` with ArviZ 1.x.
     """
+    import arviz as az  # it takes seconds, and not every fit needs it
+
     arrays = {
         group: {
             name: _array(value, drawn=group != "observed_data") for name, value in sites.items()
@@ -51,6 +52,8 @@ def inference_data(groups: Groups, structure: Structure) -> Any:
 
 def posterior_table(data: Any) -> pd.DataFrame:
     """Means, standard deviations and highest-density intervals of the posterior group."""
+    import arviz as az
+
     table: pd.DataFrame = az.summary(data, kind="stats")
     return table
 

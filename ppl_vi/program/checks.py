@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from ppl_vi.errors import DataError, GuideError
+from ppl_vi.program.layout import plate_frames
 
 
 def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
@@ -37,6 +38,7 @@ def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, 
                 f"the model."
             )
         _check_shape(name, site, model_sites[name])
+        _check_plates(name, site, model_sites[name])
         _check_support(name, site, model_sites[name])
     for name, site in model_sites.items():
         if name in guide_sites or site["is_observed"] or site["fn"].has_enumerate_support:
@@ -69,7 +71,8 @@ def check_observed(model_sites: Mapping[str, Any]) -> None:
                 f"site '{name}': the observed values are {value.dtype}, but {_family(site)} is "
                 f"continuous. Pass floating-point data, for instance data.float()."
             )
-        if not _inside(distribution.support, value, site["mask"]):
+        own_mask = distribution._mask if isinstance(distribution, MaskedDistribution) else None
+        if not _inside(distribution.support, value, site["mask"], own_mask):
             raise DataError(
                 f"site '{name}': some observed values are NaN or outside the support of "
                 f"{_family(site)} ({distribution.support}). Correct the data or the distribution."
@@ -84,6 +87,20 @@ def _check_shape(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) 
             f"({_family(model)}) has shape {expected}. Use the same plates and event dimensions in "
             f"the guide as in the model."
         )
+
+
+def _check_plates(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """A plate of both has to run over the same dimension of the value."""
+    own, wanted = (
+        {f.name: f.dim - site["fn"].event_dim for f in plate_frames(site)}
+        for site in (guide, model)
+    )
+    for plate in own.keys() & wanted.keys():
+        if own[plate] != wanted[plate]:
+            raise GuideError(
+                f"site '{name}': plate '{plate}' runs over dimension {own[plate]} of the value in the "
+                f"guide, and {wanted[plate]} in the model. Give the plate the same dim= in both."
+            )
 
 
 def _check_support(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
@@ -117,15 +134,17 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
     return [transform(unconstrained + shift).to(value.device) for shift in (-4.0, 4.0)]
 
 
-def _inside(support: Any, value: Tensor, mask: Any = None) -> bool:
-    if support is constraints.dependent or mask is False:
+def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:
+    """Whether all values are in the support, but for those that are masked away."""
+    if support is constraints.dependent or any(mask is False for mask in masks):
         return True
     try:
         inside = support.check(value)
     except NotImplementedError:
         return True
-    if isinstance(mask, Tensor):
-        inside = inside | ~mask
+    for mask in masks:
+        if isinstance(mask, Tensor):
+            inside = inside | ~mask
     return bool(inside.all())
 
 

@@ -3,16 +3,19 @@
 A tracker follows every latent through the operations that torch dispatches, by the memory that they
 read and write, so that views, in-place writes and sampling itself are seen. What leaves the tensors
 (``.item()``, control flow) counts as reaching everything: variance is lost, never truth. Draws are
-then perturbed in random halves of a plate: a factor that moves in the other half shows that the
-program mixes the plate's elements, and the tracker's word is checked by the same runs.
+then perturbed in halves of each plate: a factor that moves in the other half shows that the program
+mixes the plate's elements. The same runs see what the tracker can't (``.numpy()``, ``.tolist()``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +27,7 @@ from ppl_vi.program.tracing import Pair
 from ppl_vi.randomness import forked_rng
 
 FactorKey = tuple[str, tuple[str, ...]]
-_HALVES = 3
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,13 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
     # One particle, run alone: no other particle, no vmap, nothing that hides an operation.
     alone = Structure(structure.sites, structure.plates, structure.nesting, "loop", "loop")
     with forked_rng(), torch.no_grad():
-        downstream = _track(alone, pair)
-        reached = {site: downstream.get(site, frozenset()) for site in sites}
-        mixed: dict[str, frozenset[str]] = {}
-        for site in sites:
-            plates = []
-            for plate in structure.sites[site].plates:
-                moved, mixes = _perturb(alone, pair, site, plate)
-                reached[site] |= moved
-                if mixes:
-                    plates.append(plate)
-            mixed[site] = frozenset(plates)
-    return Dependencies(reached, mixed)
+        reached = _track(alone, pair)
+        with _shaken_parameters(pair):
+            perturbed = {site: _perturb(alone, pair, site) for site in sites}
+    return Dependencies(
+        {site: reached[site] | moved for site, (moved, _) in perturbed.items()},
+        {site: mixed for site, (_, mixed) in perturbed.items()},
+    )
 
 
 def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
@@ -89,7 +87,7 @@ def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
 
     with tracker:
         traced = run(structure, pair, draw, 1)
-        upstream = {key(f): tracker.origins(f.log_prob) for f in traced.factors}
+        upstream = {key(f): tracker.origins(f.signed) for f in traced.factors}
     names = structure.drawn
     return {name: frozenset(k for k, up in upstream.items() if name in up) for name in names}
 
@@ -109,9 +107,14 @@ class _Tracker(TorchDispatchMode):
 
     def origins(self, tensor: Tensor) -> frozenset[str]:
         """The latents that the tensor depends on."""
+        if tensor.layout != torch.strided:
+            return self._escaped
         return self._origins.get(tensor.untyped_storage()._cdata, frozenset()) | self._escaped
 
     def _record(self, tensor: Tensor, origins: frozenset[str]) -> None:
+        if tensor.layout != torch.strided:
+            self._escaped |= origins  # a sparse tensor has no memory of its own to follow
+            return
         storage = tensor.untyped_storage()
         self._alive.append(storage)
         self._origins[storage._cdata] = origins
@@ -122,12 +125,21 @@ class _Tracker(TorchDispatchMode):
         origins = frozenset[str]().union(*(self.origins(tensor) for tensor in inputs))
         result = func(*args, **kwargs)
         outputs = tree_leaves(result)
-        if any(not isinstance(leaf, Tensor) for leaf in outputs if leaf is not None):
-            self._escaped |= origins  # a Python number or a branch: no longer to be followed
+        if _sized_by_values(func, inputs) or any(
+            not isinstance(leaf, Tensor) for leaf in outputs if leaf is not None
+        ):
+            self._escaped |= origins  # a Python number, a branch or a shape: no longer followed
         for tensor in (*_written(func, args, kwargs), *outputs):
             if isinstance(tensor, Tensor):
                 self._record(tensor, self.origins(tensor) | origins)
         return result
+
+
+def _sized_by_values(func: Any, inputs: Sequence[Tensor]) -> bool:
+    """Whether the values of the inputs decide on the shape of the output."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index.dtype in (torch.bool, torch.uint8) for index in inputs[1:])
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -138,44 +150,81 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     return [leaf for name in writes for leaf in tree_leaves(given.get(name))]
 
 
+@contextmanager
+def _shaken_parameters(pair: Pair) -> Iterator[None]:
+    """Move every parameter a little: a weight that starts at zero hides what it will carry."""
+    modules = [program for program in pair[:2] if isinstance(program, torch.nn.Module)]
+    stored = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    every = {id(p): p for p in (*stored, *(p for module in modules for p in module.parameters()))}
+    shaken = [p for p in every.values() if p.is_floating_point()]
+    kept = [p.data for p in shaken]
+    try:
+        for parameter in shaken:
+            parameter.data = parameter.data + 0.1 * torch.randn_like(parameter)
+        yield
+    finally:
+        for parameter, data in zip(shaken, kept, strict=True):
+            parameter.data = data  # in place, a graph that holds the parameter would be invalid
+
+
 def _perturb(
-    structure: Structure, pair: Pair, site: str, plate: str
-) -> tuple[frozenset[FactorKey], bool]:
-    """Redraw random halves of a site along a plate: which factors move, and in the other half?"""
+    structure: Structure, pair: Pair, site: str
+) -> tuple[frozenset[FactorKey], frozenset[str]]:
+    """Redraw parts of a site: which factors move, and along which plates in the other part?"""
     moved: set[FactorKey] = set()
-    mixes = False
-    size = structure.plates[plate].size
-    for trial in range(_HALVES):
-        order = torch.randperm(size)
-        redrawn = torch.zeros(size, dtype=torch.bool)
-        redrawn[order[: max(1, size // 2)]] = True
-        before = _run_with(structure, pair, site, plate, None, trial)
-        after = _run_with(structure, pair, site, plate, redrawn, trial)
-        for old, new in zip(before.factors, after.factors, strict=True):
-            change = ~torch.isclose(old.log_prob, new.log_prob, rtol=1e-5, atol=1e-6)
-            if not change.any():
-                continue
-            moved.add(key(old))
-            if plate in old.plates:
-                along = change.movedim(1 + old.plates.index(plate), -1)
-                mixes |= bool(along[..., ~redrawn].any())
-    return frozenset(moved), mixes
+    mixed: set[str] = set()
+    for seed, (plate, parts) in enumerate(_parts(structure, site)):
+        before = _run_with(structure, pair, site, None, seed)
+        for redrawn in parts:
+            where = _along(structure, plate, redrawn)
+            after = _run_with(structure, pair, site, where, seed)
+            for old, new in zip(before.factors, after.factors, strict=True):
+                # The same random numbers and operations give the same bits, where nothing reaches.
+                change = (old.signed != new.signed) & ~(old.signed.isnan() & new.signed.isnan())
+                if change.any():
+                    moved.add(key(old))
+                if plate in old.plates:
+                    along = change.movedim(1 + old.plates.index(plate), -1)
+                    if along[..., ~redrawn].any():
+                        mixed.add(plate)
+    return frozenset(moved), frozenset(mixed)
+
+
+def _parts(structure: Structure, site: str) -> Iterator[tuple[str | None, list[Tensor]]]:
+    """Halves of each plate of the site: any two elements are in different halves at least once."""
+    sizes = {plate: structure.plates[plate].size for plate in structure.sites[site].plates}
+    divisible = {plate: size for plate, size in sizes.items() if size > 1}
+    for plate, size in divisible.items():
+        bits = (size - 1).bit_length()
+        for r in range(max(_ROUNDS, bits)):
+            half = (torch.arange(size) >> r % bits) % 2 == 1
+            yield plate, [half, ~half]
+    if not divisible:
+        yield from [(None, [torch.ones(1, dtype=torch.bool)])] * _ROUNDS
+
+
+def _along(structure: Structure, plate: str | None, redrawn: Tensor) -> Tensor:
+    """The redrawn elements, laid out to broadcast against the site's batch shape."""
+    return (
+        redrawn if plate is None else redrawn.reshape(-1, *[1] * (-structure.plates[plate].dim - 1))
+    )
 
 
 def _run_with(
-    structure: Structure, pair: Pair, site: str, plate: str, redrawn: Tensor | None, seed: int
+    structure: Structure, pair: Pair, site: str, redrawn: Tensor | None, seed: int
 ) -> Run:
     """A run on fixed random numbers, the ``redrawn`` elements of one site drawn once more."""
+    seeds = itertools.count(1_000 * seed)
 
     def draw(name: str, distribution: Any) -> Tensor:
-        value: Tensor = distribution()
-        if name != site or redrawn is None:
-            return value
-        with forked_rng(seed=seed + _HALVES):
-            other = _another(distribution, value)
-        shape = [1] * value.dim()
-        shape[structure.plates[plate].dim - distribution.event_dim] = len(redrawn)
-        return torch.where(redrawn.reshape(shape), other, value)
+        # Each site has its own random numbers, however many the sites before it took.
+        with forked_rng(seed=next(seeds)):
+            value: Tensor = distribution()
+            if name != site or redrawn is None:
+                return value
+            events = (1,) * distribution.event_dim
+            where = redrawn.reshape(*redrawn.shape, *events).to(value.device)
+            return torch.where(where, _another(distribution, value), value)
 
     with forked_rng(seed=seed):
         return run(structure, pair, draw, 1)
@@ -184,6 +233,9 @@ def _run_with(
 def _another(distribution: Any, value: Tensor) -> Tensor:
     """A draw that differs from ``value`` wherever a few tries find one."""
     other = value
+    events = tuple(range(-distribution.event_dim, 0))
     for _ in range(8):
-        other = torch.where(other == value, distribution(), other)
+        same = other == value
+        same = same.all(events, keepdim=True) if events else same
+        other = torch.where(same, distribution(), other)
     return other

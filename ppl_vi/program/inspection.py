@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 
@@ -33,7 +34,8 @@ def inspect(pair: Pair) -> Structure:
             has another support or shape than the model.
         ModelError: the model fails, has no latent, or its observations do not fit a site.
     """
-    with forked_rng():
+    # Gradients tell which supports move, even where the caller has turned them off.
+    with forked_rng(), torch.enable_grad():
         guide_trace = trace_guide(pair, draw_plainly)
         model_trace = trace_model(pair, drawn_values(guide_trace))
         guide_sites = factor_sites(guide_trace)
@@ -78,10 +80,12 @@ def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
     frames, value = plate_frames(site), site["value"]
     event_dim = distribution.event_dim
     if kind == "deterministic":
-        # Pyro takes the whole value as the event, plates included; tell them apart by their sizes.
+        # By default Pyro takes the whole value as the event, plates included: tell them apart.
         depth = max((-frame.dim for frame in frames), default=0)
-        fits = depth <= value.dim() and all(value.shape[f.dim] == f.size for f in frames)
-        frames, event_dim = (frames, value.dim() - depth) if fits else ([], value.dim())
+        event_dim = value.dim() - depth if event_dim == value.dim() else event_dim
+        fits = 0 <= event_dim <= value.dim() - depth
+        fits = fits and all(value.shape[f.dim - event_dim] == f.size for f in frames)
+        frames, event_dim = (frames, event_dim) if fits else ([], value.dim())
     return Site(
         name=name,
         kind=kind,

@@ -7,7 +7,7 @@ tensor variable elimination (Obermeyer et al. 2019), which handles plates and ``
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +92,14 @@ def _contract(
     trace: Any, sites: Mapping[str, Any], symbols: set[str], num_particles: int
 ) -> MarginalFactor:
     terms = _terms(trace, sites)
-    ((_, (term,)),) = contract_tensor_tree(terms, set(symbols)).items()
+    try:
+        ((_, (term,)),) = contract_tensor_tree(terms, set(symbols)).items()
+    except NotImplementedError as cause:
+        raise ModelError(
+            f"sites {_quoted(sites)} are tied by discrete latents in plates that cross, so that no "
+            f"exact sum over them is feasible. Draw these latents in the guide, or write one of the "
+            f"plates as a loop."
+        ) from cause
     every = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
     frames = {frame.name: frame for frame in every if frame.vectorized}
     # The particles' dimension is the leftmost.
@@ -133,14 +140,17 @@ def _common_scale(sites: Mapping[str, Any], plates: Sequence[Any]) -> Tensor | f
         shared = all(size == 1 or i - scale.dim() in dims for i, size in enumerate(scale.shape))
         scale = select_dims(scale, dims, 0, next(iter(sites))) if shared else scale
     if not shared:
-        names = ", ".join(f"'{name}'" for name in sites)
         raise ModelError(
-            f"sites {names} are tied by a discrete latent that is summed out, but they have "
+            f"sites {_quoted(sites)} are tied by a discrete latent that is summed out, but they have "
             f"different scales (N / batch of a subsampled plate, or poutine.scale). Put the "
             f"discrete latent inside the subsampled plate, or draw it in the guide."
         )
     common: Tensor | float = scale
     return common
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _equal(scale: Any, other: Any) -> bool:

@@ -75,13 +75,13 @@ def model_particles(
         return trace
     traces = []
 
-    def score_one(value: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def score_one(value: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         traces.append(trace_model(pair, {**rows, **value}, marginalized, None, nesting))
         return _score(traces[-1])
 
     if structure.model_particles == "vmap":
         # "same": one subsample for all particles, as in a plate.
-        scores = torch.vmap(score_one, randomness="same")(drawn)
+        scores = torch.vmap(lambda one: _tensors(score_one(one)), randomness="same")(drawn)
     else:
         every = []
         for k in range(num_particles):
@@ -91,7 +91,7 @@ def model_particles(
     return _as_if_in_plate(traces[0], scores, nesting)
 
 
-def _score(trace: Any) -> list[dict[str, Tensor]]:
+def _score(trace: Any) -> list[dict[str, Any]]:
     """Score every site of the trace; what may differ from particle to particle, by site.
 
     ``unscaled_log_prob`` is neither scaled nor masked by Pyro's handlers, and ``log_q`` not by a
@@ -103,14 +103,24 @@ def _score(trace: Any) -> list[dict[str, Tensor]]:
         site["unscaled_log_prob"] = site["fn"].log_prob(site["value"])
         if distribution is not site["fn"]:
             site["log_q"] = distribution.log_prob(site["value"])
-        entries = {name: site.get(name) for name in _BY_PARTICLE}
-        scores.append({n: entry for n, entry in entries.items() if isinstance(entry, Tensor)})
+        scores.append({name: site[name] for name in _BY_PARTICLE if site.get(name) is not None})
     return scores
 
 
-def _stacked(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _tensors(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+    """The scores that are tensors: under ``torch.vmap`` no latent can become a Python number."""
+    return [{n: entry for n, entry in s.items() if isinstance(entry, Tensor)} for s in scores]
+
+
+def _stacked(scores: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """The scores of one site in particles that ran one by one, ``[num_particles, ...]``."""
-    return {name: torch.stack([score[name] for score in scores]) for name in scores[0]}
+    stacked = {}
+    for name in _BY_PARTICLE:
+        entries = [score.get(name, True) for score in scores]  # no mask is a mask of True
+        if any(isinstance(entry, Tensor) for entry in entries) or len(set(entries)) > 1:
+            tensors = [torch.as_tensor(entry) for entry in entries]
+            stacked[name] = torch.stack(torch.broadcast_tensors(*tensors))
+    return stacked
 
 
 def _as_if_in_plate(trace: Any, scores: Sequence[Mapping[str, Tensor]], nesting: int) -> Any:

@@ -8,6 +8,7 @@ particle at a time and computes them all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,9 @@ _REFUSED = (ValueError, RuntimeError, TypeError, IndexError, NotImplementedError
 
 def choose_particles(structure: Structure, pair: Pair) -> Structure:
     """The structure with the fastest way of running particles that is right for this pair."""
-    with pyro.validation_enabled(False):
+    # A way that turns out wrong may warn on its way; that is not for the user.
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         if _guide_fits_plate(structure, pair):
             structure = replace(structure, guide_particles="plate")
         values = run_guide(structure, pair, draw_plainly, _TRIED).values
@@ -43,7 +46,9 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
     return structure
 
 
-def _rows_of_model(structure: Structure, pair: Pair, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rows_of_model(
+    structure: Structure, pair: Pair, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """One subsample for all trials, of the plates that the model alone subsamples."""
     single = {n: v[0] if n in structure.sites else v for n, v in values.items()}
     return subsampled_rows(trace_model(pair, single))

@@ -1,5 +1,7 @@
 """A run's log-weights are Pyro's own log-densities, particle by particle."""
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,7 +18,6 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from ppl_vi.program import Pair, draw_plainly, inspect, run
-from ppl_vi.program.layout import PARTICLES
 from ppl_vi.program.run import run_guide
 
 NUM_PARTICLES = 5
@@ -111,7 +112,7 @@ def events():
     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     s = pyro.sample("s", dist.Dirichlet(torch.ones(3)))
     with pyro.plate("data", 4):
-        mean = torch.zeros(4, 3) + (w + s).unsqueeze(-2)
+        mean = torch.zeros(4, 3) + w + s
         pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=torch.ones(4, 3))
 
 
@@ -135,7 +136,7 @@ def swapped_order():
 def event_for_plate_guide():
     """The guide holds in an event what the model holds in a plate."""
     mu = normal("mu")
-    pyro.sample("z", dist.Normal(mu + torch.arange(4.0), 0.3).to_event(1))
+    pyro.sample("z", dist.Normal(mu.unsqueeze(-1) + torch.arange(4.0), 0.3).to_event(1))
 
 
 def discrete():
@@ -177,8 +178,8 @@ def logs_by_pyro(pair, structure, made, k):
     return poutine.trace(model).get_trace(*pair.args).log_prob_sum() - log_q
 
 
-def check_against_pyro(pair):
-    structure = inspect(pair)
+def check_against_pyro(pair, **particles):
+    structure = replace(inspect(pair), **particles)
     with torch.no_grad():
         made = run(structure, pair, draw_plainly, NUM_PARTICLES)
         expected = [logs_by_pyro(pair, structure, made, k) for k in range(NUM_PARTICLES)]
@@ -186,11 +187,40 @@ def check_against_pyro(pair):
     return structure, made
 
 
-@pytest.mark.filterwarnings("ignore:.*not registered in the param store:UserWarning")
 @pytest.mark.parametrize("case", CASES)
-def test_log_weights_are_those_of_pyro(case):
-    model, guide = CASES[case]
-    check_against_pyro(Pair(model, guide, (), {}))
+@pytest.mark.parametrize(
+    "particles",
+    [{}, {"model_particles": "vmap"}, {"model_particles": "loop"}, {"guide_particles": "loop"}],
+    ids=str,
+)
+def test_log_weights_are_those_of_pyro(case, particles):
+    check_against_pyro(Pair(*CASES[case], (), {}), **particles)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "event for a plate"])
+def test_plain_programs_run_in_a_plate(case):
+    structure = inspect(Pair(*CASES[case], (), {}))
+    assert (structure.guide_particles, structure.model_particles) == ("plate", "plate")
+
+
+def switched(handler):
+    """A handler whose setting is a Python number taken from a latent."""
+    return both(lambda mu: handler(mu.item() > 0.3))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        switched(lambda positive: poutine.mask(mask=positive)),
+        switched(lambda positive: poutine.scale(scale=2.0 if positive else 1.0)),
+        switched(lambda positive: poutine.mask(mask=torch.arange(4) > 1 if positive else True)),
+    ],
+    ids=["mask", "scale", "tensor or not"],
+)
+def test_settings_taken_from_a_latent_are_each_particles_own(pair):
+    structure, made = check_against_pyro(Pair(*pair, (), {}))
+    assert structure.model_particles == "loop"
+    assert len((made.latents["mu"].value > 0.3).unique()) == 2
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -202,7 +232,6 @@ def test_factors_have_the_shape_of_their_plates(case):
     for factor in made.factors:
         sizes = [structure.plates[plate].size for plate in factor.plates]
         assert factor.log_prob.shape == (NUM_PARTICLES, *sizes)
-        assert PARTICLES not in factor.plates
     for latent in made.latents.values():
         sizes = [structure.plates[plate].size for plate in latent.plates]
         assert latent.log_q.shape == (NUM_PARTICLES, *sizes)
@@ -314,7 +343,7 @@ def test_a_random_subsample_of_the_model_alone_is_one_for_all_particles():
     pair = Pair(model, lambda data: normal("mu"), (torch.arange(90.0),), {})
     structure = inspect(pair)
     assert (structure.guide_particles, structure.model_particles) == ("plate", "plate")
-    made = run(structure, pair, lambda name, distribution: torch.zeros(4), 4)
+    made = run(structure, pair, lambda name, made: torch.zeros(made.shape()), 4)
     (x,) = [f for f in made.factors if f.sites == ("x",)]
     assert (x.log_prob == x.log_prob[0]).all()
 

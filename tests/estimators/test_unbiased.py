@@ -1,0 +1,327 @@
+"""Estimators are tested as estimators: their mean against the exact gradient, and their variance.
+
+The exact bound is a sum over every draw of the guide: discrete sites by their support, Normal sites
+by Gauss-Hermite nodes that carry the gradient. 168 comparisons at 4.5 standard errors alarm falsely
+about once in 900 runs of all seeds; the seed is fixed.
+"""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import constraints
+
+from ppl_vi import ELBO, LeaveOneOut, Pathwise, ScoreFunction
+from ppl_vi.preparation import prepare
+from ppl_vi.program import Dependencies, Pair
+from ppl_vi.surrogate import surrogate
+
+NUM_CALLS = 150
+NUM_PARTICLES = 48
+STANDARD_ERRORS = 4.5
+DATA = torch.tensor([-0.6, 1.4, 0.5, 2.0], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def logit(name, value):
+    return pyro.param(name, torch.tensor(value, dtype=torch.float64))
+
+
+def bernoulli():
+    z = pyro.sample("z", dist.Bernoulli(logits=logit("prior", -0.3)))
+    pyro.sample("x", dist.Normal(logit("slope", 1.1) * z, 1.0), obs=DATA[1])
+
+
+def bernoulli_guide():
+    pyro.sample("z", dist.Bernoulli(logits=logit("a", 0.4)))
+
+
+def categorical():
+    means = logit("means", [-1.0, 0.5, 1.0])
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Categorical(logits=torch.tensor([0.2, 0.0, -0.5])))
+        pyro.sample("x", dist.Normal(means[z], 1.0), obs=DATA[:3])
+
+
+def categorical_guide():
+    with pyro.plate("data", 3):
+        start = [[0.1, 0.0, 0.3], [0.5, -0.2, 0.0], [0.0, 0.0, 0.7]]
+        pyro.sample("z", dist.Categorical(logits=logit("a", start)))
+
+
+def normal():
+    w = pyro.sample("w", dist.Normal(logit("prior", 0.2), 1.0))
+    pyro.sample("x", dist.Normal(w + 0.3 * w.square(), 1.0), obs=DATA[1])
+
+
+def normal_guide():
+    scale = pyro.param("s", torch.tensor(0.6), constraint=constraints.positive)
+    pyro.sample("w", dist.Normal(logit("m", 0.4), scale))
+
+
+def discrete_then_continuous():
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    w = pyro.sample("w", dist.Normal(z, 1.0))
+    pyro.sample("x", dist.Normal(logit("slope", 1.2) * w, 1.0), obs=DATA[1])
+
+
+def discrete_then_continuous_guide():
+    z = pyro.sample("z", dist.Bernoulli(logits=logit("a", 0.4)))
+    loc = logit("off", -0.2) * (1.0 - z) + logit("on", 0.9) * z
+    pyro.sample("w", dist.Normal(loc, 0.5 + 0.2 * z))
+
+
+def continuous_then_discrete():
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(logits=w))
+    pyro.sample("x", dist.Normal(logit("slope", 1.2) * z + w, 1.0), obs=DATA[1])
+
+
+def continuous_then_discrete_guide():
+    w = pyro.sample("w", dist.Normal(logit("m", 0.4), logit("s", -0.5).exp()))
+    pyro.sample("z", dist.Bernoulli(logits=logit("c", 0.8) * w + logit("d", -0.1)))
+
+
+def outside_and_inside():
+    g = pyro.sample("g", dist.Bernoulli(0.4))
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Bernoulli(0.3 + 0.4 * g))
+        pyro.sample("x", dist.Normal(logit("slope", 1.2) * z - g, 1.0), obs=DATA[:3])
+
+
+def outside_and_inside_guide():
+    g = pyro.sample("g", dist.Bernoulli(logits=logit("a", -0.4)))
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Bernoulli(logits=logit("b", [0.1, 0.5, -0.4]) + logit("c", 0.6) * g))
+
+
+def nested():
+    with pyro.plate("outer", 2, dim=-2):
+        a = pyro.sample("a", dist.Bernoulli(0.4))
+        with pyro.plate("inner", 2, dim=-1):
+            b = pyro.sample("b", dist.Bernoulli(0.3 + 0.4 * a))
+            pyro.sample("x", dist.Normal(a + 2.0 * b, 1.0), obs=DATA.reshape(2, 2))
+
+
+def nested_guide():
+    with pyro.plate("outer", 2, dim=-2):
+        a = pyro.sample("a", dist.Bernoulli(logits=logit("p", [[0.3], [-0.2]])))
+        with pyro.plate("inner", 2, dim=-1):
+            pyro.sample("b", dist.Bernoulli(logits=logit("q", [[0.1, 0.2], [0.0, -0.6]]) + a))
+
+
+def subsampled(rows=2):
+    g = pyro.sample("g", dist.Bernoulli(0.4))
+    with pyro.plate("data", 4, subsample_size=rows) as chosen:
+        z = pyro.sample("z", dist.Bernoulli(0.3 + 0.4 * g))
+        pyro.sample("x", dist.Normal(logit("slope", 1.2) * z - g, 1.0), obs=DATA[chosen])
+
+
+def subsampled_guide(rows=2):
+    g = pyro.sample("g", dist.Bernoulli(logits=logit("a", -0.4)))
+    with pyro.plate("data", 4, subsample_size=rows) as chosen:
+        b = logit("b", [0.1, 0.5, -0.4, 0.2])[chosen]
+        pyro.sample("z", dist.Bernoulli(logits=b + 0.5 * g))
+
+
+def mixing(mean_of):
+    """A model that mixes the elements of its plate."""
+
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(logit("slope", 1.2) * mean_of(z), 1.0), obs=DATA[:3])
+
+    return model
+
+
+def plate_guide():
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Bernoulli(logits=logit("b", [0.1, 0.5, -0.4])))
+
+
+def handled():
+    with poutine.scale(scale=1.7):
+        g = pyro.sample("g", dist.Bernoulli(0.4))
+    with pyro.plate("data", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+        z = pyro.sample("z", dist.Bernoulli(0.3 + 0.4 * g))
+        pyro.sample("x", dist.Normal(z - g, 1.0), obs=DATA[:3])
+    with poutine.mask(mask=g > 0):
+        pyro.sample("y", dist.Normal(logit("slope", 1.2), 1.0), obs=DATA[1])
+
+
+def handled_guide():
+    with poutine.scale(scale=1.7):
+        g = pyro.sample("g", dist.Bernoulli(logits=logit("a", -0.4)))
+    with pyro.plate("data", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+        pyro.sample("z", dist.Bernoulli(logits=logit("b", [0.1, 0.5, -0.4]) + 0.5 * g))
+
+
+def untraceable():
+    a = pyro.sample("a", dist.Bernoulli(0.4))
+    b = pyro.sample("b", dist.Bernoulli(0.4))
+    mean = torch.zeros(2)
+    mean[0] = 1.3 * a
+    mean[1] = float(b.tolist())
+    pyro.sample("x", dist.Normal(mean.sum(), 1.0), obs=DATA[1])
+
+
+def untraceable_guide():
+    a = pyro.sample("a", dist.Bernoulli(logits=logit("p", -0.4)))
+    pyro.sample("b", dist.Bernoulli(logits=logit("q", 0.3) + 0.5 * a))
+
+
+def summed_out(exact=False):
+    """``k`` is summed out by the engine, and by hand in the exact bound."""
+    g = pyro.sample("g", dist.Bernoulli(0.4))
+    weights = torch.stack([0.3 + 0.4 * g, 0.7 - 0.4 * g], -1)
+    with pyro.plate("data", 3):
+        if exact:
+            parts = dist.Normal(torch.tensor([0.0, 1.5]), 1.0)
+            x = dist.MixtureSameFamily(dist.Categorical(weights), parts)
+        else:
+            k = pyro.sample("k", dist.Categorical(weights))
+            x = dist.Normal(1.5 * k, 1.0)
+        pyro.sample("x", x, obs=DATA[:3])
+
+
+def summed_out_guide(exact=False):
+    pyro.sample("g", dist.Bernoulli(logits=logit("a", -0.4)))
+
+
+NAIVE, LOO = ScoreFunction(), ScoreFunction(LeaveOneOut())
+CASES = {
+    "bernoulli": (bernoulli, bernoulli_guide, {}),
+    "categorical": (categorical, categorical_guide, {}),
+    "normal": (normal, normal_guide, {}),
+    "discrete, then continuous": (discrete_then_continuous, discrete_then_continuous_guide, {}),
+    "continuous, then discrete": (continuous_then_discrete, continuous_then_discrete_guide, {}),
+    "outside and inside": (outside_and_inside, outside_and_inside_guide, {}),
+    "nested": (nested, nested_guide, {}),
+    "subsampled": (subsampled, subsampled_guide, {"rows": 4}),
+    "cumulative sum": (mixing(lambda z: z.cumsum(-1)), plate_guide, {}),
+    "neighbour": (mixing(lambda z: z.roll(1, -1)), plate_guide, {}),
+    "centred": (mixing(lambda z: z - z.mean(-1, keepdim=True)), plate_guide, {}),
+    "scale and mask": (handled, handled_guide, {}),
+    "untraceable": (untraceable, untraceable_guide, {}),
+    "summed out": (summed_out, summed_out_guide, {"exact": True}),
+}
+ESTIMATORS = [(case, chosen) for case in CASES for chosen in ("score", "leave one out")]
+ESTIMATORS += [("normal", "pathwise")]
+ESTIMATORS += [(f"{first}, then {then}", "auto") for first, then in
+               (("discrete", "continuous"), ("continuous", "discrete"))]
+NAMED = {"score": NAIVE, "leave one out": LOO, "pathwise": Pathwise(), "auto": "auto"}
+
+
+def branches(distribution):
+    """Every value of a site and its log-weight; for a Normal, nodes that carry the gradient."""
+    shape, count = distribution.batch_shape, distribution.batch_shape.numel()
+    if isinstance(distribution, dist.Normal):
+        nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+        log_weights = torch.as_tensor(weights / weights.sum()).log()
+        for one in itertools.product(range(24), repeat=count):
+            standard = torch.as_tensor(nodes)[list(one)].reshape(shape)
+            value = distribution.loc + distribution.scale * standard
+            yield value, log_weights[list(one)].sum()
+    else:
+        support = distribution.enumerate_support(expand=False).reshape(-1)
+        for one in itertools.product(support, repeat=count):
+            value = torch.stack(one).reshape(shape)
+            yield value, distribution.log_prob(value).sum()
+
+
+def exact_bound(model, guide, keywords, fixed=None, log_weight=0.0):
+    """The ELBO, by a sum over everything that the guide may draw."""
+    fixed = fixed or {}
+    trace = poutine.trace(poutine.condition(guide, fixed)).get_trace(**keywords)
+    open_sites = [n for n in trace.stochastic_nodes if n not in fixed and n not in ("data",)]
+    if open_sites:
+        name = open_sites[0]
+        return sum(
+            exact_bound(model, guide, keywords, {**fixed, name: value}, log_weight + extra)
+            for value, extra in branches(trace.nodes[name]["fn"])
+        )
+    model_trace = poutine.trace(poutine.condition(model, fixed)).get_trace(**keywords)
+    return log_weight.exp() * (model_trace.log_prob_sum() - trace.log_prob_sum())
+
+
+def parameters():
+    return [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+
+
+def flat(tensors):
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def sampled(objective, model, guide, calls=NUM_CALLS):
+    """``[calls, parameters]`` gradients and ``[calls]`` bounds."""
+    gradients, bounds = [], []
+    for _ in range(calls):
+        for parameter in parameters():
+            parameter.grad = None
+        bounds.append(-objective.loss_and_grads(model, guide))
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters()]
+        gradients.append(-flat(grads))
+    return torch.stack(gradients), torch.tensor(bounds)
+
+
+def deviates(draws, exact):
+    """How many standard errors the mean of the draws is away from the exact value."""
+    error = draws.std(0) / len(draws) ** 0.5
+    return (draws.mean(0) - exact).abs() / error.clamp(min=1e-9)
+
+
+@pytest.mark.parametrize("case, chosen", ESTIMATORS)
+def test_the_mean_gradient_and_bound_are_exact(case, chosen):
+    model, guide, keywords = CASES[case]
+    exact = exact_bound(model, guide, keywords)
+    exact_gradient = flat(torch.autograd.grad(exact, parameters()))
+    objective = ELBO(NUM_PARTICLES, NAMED[chosen])
+    gradients, bounds = sampled(objective, model, guide)
+    z = torch.cat([deviates(gradients, exact_gradient), deviates(bounds, exact).reshape(1)])
+    assert z.max() < STANDARD_ERRORS
+
+
+def total_variance(objective, model, guide, calls=60):
+    gradients, _ = sampled(objective, model, guide, calls)
+    return gradients.var(0).sum()
+
+
+@pytest.mark.parametrize("case", ["bernoulli", "categorical", "normal", "outside and inside"])
+def test_leaving_one_out_lowers_the_variance(case):
+    model, guide, _ = CASES[case]
+    assert total_variance(ELBO(8, LOO), model, guide) < 0.7 * total_variance(ELBO(8, NAIVE), model, guide)
+
+
+@pytest.mark.parametrize("estimator", [NAIVE, LOO], ids=["score", "leave one out"])
+def test_credit_within_plates_and_downstream_lowers_the_variance(estimator):
+    """Against every factor and no plate: what a plain score-function estimator uses."""
+    pair = Pair(categorical, categorical_guide, (), {})
+    objective = ELBO(8, estimator)
+    prepared = prepare(objective, pair)
+    factors = frozenset(key for keys in prepared.dependencies.downstream.values() for key in keys)
+    crude = replace(
+        prepared,
+        dependencies=Dependencies({"z": factors | {("model", ("x",))}}, {"z": frozenset({"data"})}),
+    )
+
+    def variance(prepared):
+        gradients = []
+        for _ in range(60):
+            made = objective.run(prepared, pair)
+            _, total = surrogate(objective, made, prepared.estimators, prepared.dependencies)
+            gradients.append(flat(torch.autograd.grad(total, parameters())))
+        return torch.stack(gradients).var(0).sum()
+
+    assert variance(prepared) < 0.7 * variance(crude)

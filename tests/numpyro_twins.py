@@ -1,0 +1,125 @@
+"""NumPyro programs with the joint densities of our models, written independently of them.
+
+With what a bound of them needs on the side of JAX: densities by site, transforms, derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax.nn import softmax, softplus
+from numpyro import handlers
+from numpyro.distributions import constraints
+from scipy.special import betainc
+from scipy.stats import beta
+
+Program = Callable[[Any], None]
+
+
+def gmm(
+    num_components: int,
+    *,
+    tau: Any,
+    pi: Any,
+    sigma: Any,
+    concentration: float = 1.0,
+    spread: float = 1.0,
+    summed_out: bool = False,
+) -> Program:
+    """The twin of ``BayesianGMM``; learned parameters are numbers, with or without ``z``."""
+
+    def model(data: Any) -> None:
+        event_shape = data.shape[1:]
+        weights = pi
+        if isinstance(pi, str):
+            alpha = jnp.full(num_components, concentration, data.dtype)
+            weights = numpyro.sample("pi", dist.Dirichlet(alpha))
+        with numpyro.plate("component", num_components):
+            width = jnp.broadcast_to(jnp.asarray(tau, data.dtype), event_shape)
+            prior = dist.Normal(jnp.zeros_like(width), width).to_event(len(event_shape))
+            mu = numpyro.sample("mu", prior)
+            scale = _scale_tril(sigma, jnp.asarray(spread, data.dtype), event_shape)
+        scale = jnp.broadcast_to(scale, (num_components, *scale.shape[-2:]))
+        rows, means = (data, mu) if event_shape else (data[:, None], mu[:, None])
+        with numpyro.plate("data", len(data)):
+            if summed_out:
+                components = dist.MultivariateNormal(means, scale_tril=scale)
+                mixture = dist.MixtureSameFamily(dist.Categorical(probs=weights), components)
+                numpyro.sample("x", mixture, obs=rows)
+            else:
+                z = numpyro.sample("z", dist.Categorical(probs=weights))
+                numpyro.sample("x", dist.MultivariateNormal(means[z], scale_tril=scale[z]), obs=rows)
+
+    return model
+
+
+def _scale_tril(sigma: Any, spread: Any, event_shape: tuple[int, ...]) -> Any:
+    """``[..., D, D]``: every choice of sigma is a full covariance, if a plain one."""
+    identity = jnp.eye(event_shape[0] if event_shape else 1)
+    prior = dist.HalfCauchy(spread)
+    if not isinstance(sigma, str):
+        return jnp.asarray(sigma)[..., None] * identity
+    if sigma == "spherical":
+        return numpyro.sample("sigma", prior)[..., None, None] * identity
+    deviations = numpyro.sample("sigma", prior.expand(event_shape).to_event(1))[..., None]
+    if sigma == "diagonal":
+        return deviations * identity
+    return deviations * numpyro.sample("correlation", dist.LKJCholesky(event_shape[0], 1.0))
+
+
+def log_densities(program: Program, data: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The log-density of each site at ``values``, ``[*plates]``."""
+    traced = handlers.trace(handlers.substitute(program, dict(values))).get_trace(data)
+    sites = {name: site for name, site in traced.items() if site["type"] == "sample"}
+    return {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
+
+
+def total(terms: Mapping[str, Any]) -> Any:
+    """The sum over sites and plates."""
+    return sum(term.sum() for term in terms.values())
+
+
+SUPPORTS = {
+    "pi": constraints.simplex,
+    "mu": constraints.real,
+    "sigma": constraints.positive,
+    "correlation": constraints.corr_cholesky,
+}
+
+
+def log_joint(program: Program, data: Any, coordinates: Mapping[str, Any]) -> Any:
+    """log p at unconstrained coordinates by site, with the log-determinants."""
+    bijections = {name: dist.biject_to(SUPPORTS[name]) for name in coordinates}
+    values = {name: bijections[name](u) for name, u in coordinates.items()}
+    log_dets = {
+        n: bijections[n].log_abs_det_jacobian(u, values[n]) for n, u in coordinates.items()
+    }
+    return total(log_densities(program, data, values)) + total(log_dets)
+
+
+TRANSFORMS = {
+    "Real": lambda x: x,
+    "GreaterThan": jnp.exp,
+    "SoftplusPositive": softplus,
+    "Simplex": softmax,  # one coordinate more than needed
+    "UnitLowerCholesky": lambda x: jnp.tril(x, -1) + jnp.eye(len(x)),
+}
+"""How Pyro's parameter store reaches a constraint, by the constraint's class."""
+
+
+def pathwise_dirichlet(alpha: Any, at: np.ndarray, value: np.ndarray) -> Any:
+    """``[S, K]``: draws made ``at`` a concentration [K], with torch's derivative by ``alpha``.
+
+    Each coordinate moves along its Beta marginal at a fixed distribution function, and the others
+    shrink in proportion: d value_i / d alpha_j = G_j (1[i = j] - value_i).
+    """
+    rest, step = at.sum() - at, 1e-5 * at
+    slope = betainc(at + step, rest, value) - betainc(at - step, rest, value)
+    moved = -slope / (2 * step) / beta.pdf(value, at, rest) / (1 - value)
+    jacobian = moved[:, None, :] * (np.eye(len(at)) - value[:, :, None])
+    return value + jacobian @ (alpha - at)

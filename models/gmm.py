@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from ppl_vi.models.clusters import find_clusters
 from pyro.distributions import constraints
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_vi.errors import DataError, ModelError
+from ppl_vi.models.clusters import find_clusters
 
 Spread = float | Tensor | Literal["learned", "spherical", "diagonal", "full"]
 

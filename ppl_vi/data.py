@@ -2,26 +2,22 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from ppl_vi.arguments import Device, as_arguments, batch_arguments, number_array
 from ppl_vi.errors import DataError
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Batch", "DataSource", "data_source"]
 
 DEFAULT_BATCH_SIZE = 256
 """Rows in a batch of a `Dataset` for which no `batch_size` is given."""
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Device = torch.device | str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +134,7 @@ def data_source(data: Any, batch_size: int | None = None, device: Device = None)
     if isinstance(data, Dataset):
         return _DatasetSource(data, batch_size or DEFAULT_BATCH_SIZE, device)
     if isinstance(data, list):
-        data = _number_array(data)
+        data = number_array(data)
     return _TensorSource(data, batch_size, device)
 
 
@@ -146,7 +142,7 @@ class _TensorSource(DataSource):
     """Tensors in memory, with other arguments that are passed whole."""
 
     def __init__(self, data: Any, batch_size: int | None, device: Device) -> None:
-        self._args, self._kwargs = _arguments(data, "data", device)
+        self._args, self._kwargs = as_arguments(data, "data", device)
         first = _first_tensor(self._args, self._kwargs)
         if first is None and batch_size is not None:
             raise DataError(
@@ -203,7 +199,7 @@ class _DatasetSource(DataSource):
             **(self._workers if len(chunks) > 1 else {}),
         )
         for rows, items in zip(chunks, loader, strict=True):
-            args, kwargs = _batch_arguments(items, self._device)
+            args, kwargs = batch_arguments(items, self._device)
             first = _first_tensor(args, kwargs)
             if first is not None and len(first) != len(rows):
                 raise DataError(
@@ -237,7 +233,7 @@ class _LoaderSource(DataSource):
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
         empty = True
         for items in self._loader:
-            args, kwargs = _batch_arguments(items, self._device)
+            args, kwargs = batch_arguments(items, self._device)
             first = _first_tensor(args, kwargs)
             if first is None:
                 raise DataError(
@@ -251,71 +247,6 @@ class _LoaderSource(DataSource):
                 f"The DataLoader gave no batch from {self.num_rows} rows. Use drop_last=False or a "
                 "smaller batch_size."
             )
-
-
-def _arguments(data: Any, name: str, device: Device) -> Arguments:
-    """Positional and keyword arguments, with arrays made tensors; `name` is for messages."""
-    if data is None:
-        return (), {}
-    if isinstance(data, tuple):
-        return tuple(_leaf(x, f"{name}[{i}]", device) for i, x in enumerate(data)), {}
-    if isinstance(data, Mapping):
-        return (), {key: _leaf(x, f"{name}[{key!r}]", device) for key, x in data.items()}
-    return (_leaf(data, name, device),), {}
-
-
-def _batch_arguments(items: Any, device: Device) -> Arguments:
-    """The arguments in a collated batch; `default_collate` makes lists of tuples."""
-    return _arguments(tuple(items) if isinstance(items, list) else items, "batch", device)
-
-
-def _leaf(leaf: Any, name: str, device: Device) -> Any:
-    """A checked tensor of an array, tensor or pandas object; anything else unchanged."""
-    pandas = sys.modules.get("pandas")
-    if pandas is not None and isinstance(leaf, pandas.Series | pandas.DataFrame):
-        leaf = leaf.to_numpy()
-    if isinstance(leaf, np.ndarray):
-        leaf = _array_to_tensor(leaf, name)
-    if not isinstance(leaf, Tensor):
-        return leaf
-    nan = torch.isnan(leaf)
-    if nan.any():
-        raise DataError(
-            f"`{name}` has {int(nan.sum())} NaN, the first at index {nan.nonzero()[0].tolist()}. "
-            "Drop or impute those rows, or fill them with a number and mask them in the model."
-        )
-    return leaf.to(device)
-
-
-def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
-    kind, size = array.dtype.kind, array.itemsize
-    if kind not in "biuf" or isinstance(array, np.ma.MaskedArray):
-        found = f"dtype {array.dtype}" if kind not in "biuf" else "a mask"
-        raise DataError(
-            f"`{name}` must be plain real numbers, but it has {found}. Select the numeric "
-            "columns, encode categories and dates as numbers, and fill masked entries."
-        )
-    dtype = array.dtype.newbyteorder("=")
-    # torch has no floats of more than 64 bits, and can't index unsigned integers of more than 8.
-    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
-        dtype = np.dtype(np.float64 if kind == "f" else np.int64)
-    tensor = torch.from_numpy(np.array(array, dtype, order="C"))
-    return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
-
-
-def _number_array(values: list[Any]) -> np.ndarray[Any, Any]:
-    def only_numbers(value: Any) -> bool:
-        if isinstance(value, list):
-            return all(map(only_numbers, value))
-        return isinstance(value, Real | np.bool_)
-
-    if only_numbers(values):
-        with suppress(ValueError):  # nested lists of different lengths
-            return np.asarray(values)
-    raise DataError(
-        "A list given as `data` must be numbers, or equally long lists of numbers. Pass a tuple "
-        "for several arguments, or a dict to name them."
-    )
 
 
 def _has_rows(leaf: Any) -> bool:

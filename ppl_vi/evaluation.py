@@ -9,7 +9,7 @@ import torch
 
 from ppl_vi.estimate import Estimate
 from ppl_vi.preparation import structure_of
-from ppl_vi.program import Pair, Structure, draw_plainly, run
+from ppl_vi.program import DataPlate, Pair, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 
 _MOST_DRAWS, _FEWEST_DRAWS = 1_000, 16
@@ -32,16 +32,21 @@ def estimate_elbo(batches: Iterable[WeightedPair]) -> Estimate:
     with torch.no_grad(), forked_rng(seed=0):
         for pair, share, handler in batches:
             with handler:
-                log_w = _log_weights(structure_of(pair), pair)
+                log_w = _log_weights(structure_of(pair), pair, handler)
             total += share * log_w.mean().item()
             variance += share**2 * log_w.var().item() / len(log_w)
     return Estimate(total, variance**0.5)
 
 
-def _log_weights(structure: Structure, pair: Pair) -> torch.Tensor:
+def _log_weights(
+    structure: Structure, pair: Pair, handler: AbstractContextManager[object]
+) -> torch.Tensor:
     elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
     draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _ELEMENTS_IN_ALL // elements))
     at_once = max(1, min(draws, _ELEMENTS_AT_ONCE // elements))
+    handed = handler.names if isinstance(handler, DataPlate) else ()
+    if any(p.size < p.full_size and p.name not in handed for p in structure.plates.values()):
+        at_once = 1  # the program subsamples by itself; draws of one run share their rows
     counts = [at_once] * (draws // at_once)
     chunks = [run(structure, pair, draw_plainly, count).log_weights() for count in counts]
     return torch.cat(chunks).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,10 +25,18 @@ from ppl_vi.objectives import ELBO, EvidenceLowerBound, Objective
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.preparation import prepare, structure_of
-from ppl_vi.program import StartingValues, Structure, draw_plainly, enumerated, run
+from ppl_vi.program import (
+    KeepFrozen,
+    StartingValues,
+    Structure,
+    draw_plainly,
+    enumerated,
+    run,
+)
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
 from ppl_vi.starting import initial_values, resolve_guide
+from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, OnNan, train
 
 Program = Callable[..., Any]
@@ -159,85 +168,102 @@ def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
     started = time.perf_counter()
     with pyro.get_param_store().scope():
         job, structure = _prepare(settings, restart)
-        loss_and_grads, estimators = _objective_on(settings.objective, job, structure)
-        start = FittedParameters.capture((job.model, job.guide))
-        losses, reason = train(
-            loss_and_grads,
-            _endless(settings.source),
-            make_stepper(settings.optimizer, _trainable(), settings.steps),
-            settings.steps,
-            settings.callbacks,
-            settings.on_nan,
-            lambda batch: _blame(job, batch),
-            bar,
-        )
-        elbo = estimate_elbo(job.weighted_pairs())
-        return FitResult(
-            job=job,
-            start=start,
-            fitted=FittedParameters.capture((job.model, job.guide)),
-            losses=torch.tensor(losses),
-            bound=_final_bound(settings.objective, job, elbo),
-            elbo=elbo,
-            estimators=estimators,
-            num_steps=len(losses),
-            seconds=time.perf_counter() - started,
-            stop_reason=reason,
-        )
+        with threads_for(structure):
+            return _trained(settings, job, structure, started, bar)
+
+
+def _trained(
+    settings: _Settings, job: Job, structure: Structure, started: float, bar: tqdm[Any]
+) -> FitResult:
+    objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
+    model = _model_for(objective, job, structure)
+    start = FittedParameters.capture((job.model, job.guide))
+    losses, reason = train(
+        _loss_and_grads(objective, model, job),
+        _endless(settings.source),
+        make_stepper(settings.optimizer, _trainable(), settings.steps),
+        settings.steps,
+        settings.callbacks,
+        settings.on_nan,
+        lambda batch: _blame(job, batch),
+        bar,
+    )
+    elbo = estimate_elbo(job.weighted_pairs())
+    return FitResult(
+        job=job,
+        start=start,
+        fitted=FittedParameters.capture((job.model, job.guide)),
+        losses=torch.tensor(losses),
+        bound=_final_bound(objective, model, job, elbo),
+        elbo=elbo,
+        estimators=_estimators_of(objective, job),
+        num_steps=len(losses),
+        seconds=time.perf_counter() - started,
+        stop_reason=reason,
+    )
 
 
 def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     """Build the guide, create every parameter at its start, and check that all fits together."""
     model, source = settings.model, settings.source
     plates = data_plates_of(model, source, settings.data_plate)
-    values = initial_values(model, source.whole())
+    values = initial_values(model, source)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         job = Job(model, guide, source, plates)
         return job, job.check()
 
 
-def _objective_on(
-    objective: pyro.infer.ELBO, job: Job, structure: Structure
-) -> tuple[Callable[[Batch], float], dict[str, str]]:
-    """The loss of a batch, and the estimator of each site in words."""
-    model, estimators = job.model, {}
+def _model_for(objective: pyro.infer.ELBO, job: Job, structure: Structure) -> Program:
+    """The model as the objective runs it: Pyro's are told which sites to sum out."""
     if isinstance(objective, Objective):
-        batch = next(job.source.sequence())
-        with job.handler(batch):
-            chosen = prepare(objective, job.pair(batch)).estimators
-        estimators = {name: repr(estimator) for name, estimator in chosen.items()}
-    elif structure.marginalized:
-        if not isinstance(objective, pyro.infer.TraceEnum_ELBO):
-            raise GuideError(
-                f"site '{structure.marginalized[0]}' is discrete and the guide leaves it out, but "
-                f"{type(objective).__name__} cannot sum it out. Use ppl_vi.ELBO or TraceEnum_ELBO."
-            )
-        model = enumerated(model, structure.marginalized)
+        _estimators_of(objective, job)  # may refuse a site
+        return job.model
+    if not structure.marginalized:
+        return job.model
+    if not isinstance(objective, pyro.infer.TraceEnum_ELBO):
+        raise GuideError(
+            f"site '{structure.marginalized[0]}' is discrete and the guide leaves it out, but "
+            f"{type(objective).__name__} cannot sum it out. Use ppl_vi.ELBO or TraceEnum_ELBO."
+        )
+    return enumerated(job.model, structure.marginalized)
 
+
+def _estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
+    """The estimator of each site, in words."""
+    if not isinstance(objective, Objective):
+        return {}
+    batch = next(job.source.sequence())
+    with job.handler(batch):
+        chosen = prepare(objective, job.pair(batch)).estimators
+    return {name: repr(estimator) for name, estimator in chosen.items()}
+
+
+def _loss_and_grads(
+    objective: pyro.infer.ELBO, model: Program, job: Job
+) -> Callable[[Batch], float]:
     def loss_and_grads(batch: Batch) -> float:
-        with job.handler(batch):
-            loss = objective.loss_and_grads(model, job.guide, *batch.args, **batch.kwargs)
-        return float(loss)
+        with job.handler(batch), KeepFrozen():
+            return float(objective.loss_and_grads(model, job.guide, *batch.args, **batch.kwargs))
 
-    return loss_and_grads, estimators
+    return loss_and_grads
 
 
-def _final_bound(objective: pyro.infer.ELBO, job: Job, elbo: Estimate) -> Estimate:
+def _final_bound(objective: pyro.infer.ELBO, model: Program, job: Job, elbo: Estimate) -> Estimate:
     """The objective's value on all rows; that of an ELBO is the ELBO."""
     if isinstance(objective, EvidenceLowerBound):
         return elbo
-    with torch.no_grad(), forked_rng(seed=0):
-        values = [_objective_value(objective, job) for _ in range(_BOUND_EVALUATIONS)]
+    with torch.no_grad(), forked_rng(seed=0), KeepFrozen():
+        values = [_objective_value(objective, model, job) for _ in range(_BOUND_EVALUATIONS)]
     spread = torch.tensor(values).std().item()
     return Estimate(sum(values) / len(values), spread / len(values) ** 0.5)
 
 
-def _objective_value(objective: pyro.infer.ELBO, job: Job) -> float:
+def _objective_value(objective: pyro.infer.ELBO, model: Program, job: Job) -> float:
     total = 0.0
     for pair, share, handler in job.weighted_pairs():
         with handler:
-            total -= share * objective.loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+            total -= share * objective.loss(model, pair.guide, *pair.args, **pair.kwargs)
     return total
 
 

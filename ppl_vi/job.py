@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppl_vi.data import Batch, DataSource
-from ppl_vi.errors import GuideError
+from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
-from ppl_vi.preparation import structure_of
-from ppl_vi.program import Arguments, DataPlate, Pair, Structure, find_data_plates
+from ppl_vi.preparation import inspected
+from ppl_vi.program import (
+    Arguments,
+    DataPlate,
+    Pair,
+    Structure,
+    find_data_plates,
+    plate_dims,
+)
 
 Program = Callable[..., Any]
 
@@ -52,25 +59,26 @@ class Job:
             yield self.pair(batch), share, self.handler(batch)
 
     def check(self) -> Structure:
-        """Inspect the pair on the shapes that batches have.
+        """Inspect the pair on the shapes that batches have; this also creates all parameters.
 
         Raises:
             GuideError, ModelError, DataError: as ``inspect`` does; a GuideError also where the guide
                 cannot follow the rows of a batch of another size.
         """
         if not self.data_plates:
-            return structure_of(self.pair(self.source.whole()))
+            return inspected(self.pair(self.source.whole()))
         first, other = two_batches(self.source)
         with self.handler(first):
-            structure = structure_of(self.pair(first))
+            structure = inspected(self.pair(first))
         try:
             with self.handler(other):
-                structure_of(self.pair(other))
+                inspected(self.pair(other))
         except GuideError as error:
+            reason = str(error.__cause__ or error).splitlines()[0].split(". ")[0]
             raise GuideError(
-                f"the guide cannot follow the rows of a minibatch. {error} Give the data plate the "
-                f"size of the whole data set with subsample_size=len(batch), so that local "
-                f"parameters are indexed by row, or compute them from the batch."
+                f"the guide fits a batch of {first.size} rows but not one of {other.size} ({reason}). "
+                f"Give the data plate the size of the whole data set with subsample_size=len(batch), "
+                f"so that local parameters are indexed by row, or compute them from the batch."
             ) from error
         return structure
 
@@ -89,6 +97,9 @@ def data_plates_of(model: Program, source: DataSource, named: str | None) -> fro
         ModelError: as ``find_data_plates`` does.
     """
     if not source.batched or source.num_rows is None:
+        whole = source.whole()
+        if named is not None and named not in plate_dims(model, whole.args, whole.kwargs):
+            raise ModelError(f"data_plate: the model has no plate '{named}'. Correct the name.")
         return frozenset()
     one, other = (Arguments(b.args, b.kwargs, b.size or 0) for b in two_batches(source))
     return find_data_plates(model, (one, other), source.num_rows, named)

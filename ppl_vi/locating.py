@@ -21,6 +21,7 @@ from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
+from ppl_vi.threads import threads_for
 
 _ITERATIONS = 200
 _WORST = 1e30
@@ -63,10 +64,11 @@ def locate(
         pair = job.pair(batch)._replace(guide=guide)
         try:
             structure = structure_of(pair)
-            # Locations first: far from the data the best width is none at all, and nothing moves.
-            if not _search(pair, list(guide.locs.parameters())):
-                return None
-            _search(pair, list(guide.parameters()))
+            with threads_for(structure):
+                # Locations first: far from the data the best width is none, and nothing moves.
+                if not _search(pair, list(guide.locs.parameters())):
+                    return None
+                _search(pair, list(guide.parameters()))
             found = guide.median(*batch.args, **batch.kwargs)
         except (ValueError, RuntimeError, ArithmeticError):
             return None

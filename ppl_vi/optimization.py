@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -59,6 +60,11 @@ def make_stepper(
             f"optimizer: the function should return a torch optimizer or scheduler, but returned "
             f"{type(made).__name__}."
         )
+    if isinstance(getattr(made, "optimizer", made), torch.optim.LBFGS):
+        raise TypeError(
+            "optimizer: LBFGS needs a closure and a loss without noise, which a fit does not have. "
+            "Use torch.optim.Adam, or leave optimizer out."
+        )
     return _TorchStepper(made, parameters)
 
 
@@ -92,7 +98,9 @@ class _TorchStepper:
 
 class _PyroStepper:
     def __init__(self, optimizer: PyroOptim) -> None:
-        self._optimizer = optimizer
+        # Pyro's keep momenta and rates by tensor; a module's tensors come back in the next fit.
+        self._optimizer = copy.copy(optimizer)
+        self._optimizer.optim_objs, self._optimizer.grad_clip = {}, {}
 
     def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
         zero_grads(parameters.values())

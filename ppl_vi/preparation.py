@@ -63,20 +63,37 @@ def structure_of(pair: Pair) -> Structure:
     return structure
 
 
-_KNOWN: dict[tuple[int, int], dict[Hashable, Any]] = {}
+def inspected(pair: Pair) -> Structure:
+    """The structure of a pair, found anew: for a fit's first look at its programs and its data.
+
+    Raises:
+        GuideError, ModelError, DataError: as ``inspect`` does.
+    """
+    known = _known(pair)
+    # Programs may have changed since, through what they close over.
+    for asked in [asked for asked in known if asked[-1] == _shapes(pair)]:
+        del known[asked]
+    return structure_of(pair)
 
 
-def _known(pair: Pair) -> dict[Hashable, Any]:
+_Known = dict[tuple[Any, ...], Any]
+_KNOWN: dict[tuple[int, int], dict[Hashable, _Known]] = {}
+_KEPT: list[Any] = []
+
+
+def _known(pair: Pair) -> _Known:
     """What is known of a pair; forgotten together with its model or its guide."""
     owners = [getattr(program, "__self__", program) for program in (pair.model, pair.guide)]
     identity = (id(owners[0]), id(owners[1]))
     if identity not in _KNOWN:
         _KNOWN[identity] = {}
         for owner in owners:
-            weakref.finalize(owner, _KNOWN.pop, identity, None)
+            try:
+                weakref.finalize(owner, _KNOWN.pop, identity, None)
+            except TypeError:  # cannot be watched (slots, tuples): no other may get its identity
+                _KEPT.append(owner)
     methods = tuple(getattr(p, "__func__", None) for p in (pair.model, pair.guide))
-    known: dict[Hashable, Any] = _KNOWN[identity].setdefault(methods, {})
-    return known
+    return _KNOWN[identity].setdefault(methods, {})
 
 
 def _shapes(pair: Pair) -> Hashable:
@@ -87,6 +104,8 @@ def _shapes(pair: Pair) -> Hashable:
 def _shape(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device
-    if isinstance(leaf, (int, float, str, bool)):
+    if isinstance(leaf, (int, str, bool)):
         return leaf
-    return str(type(leaf))
+    # An array or a table has a shape; of other objects the type has to do: a float may well change
+    # with every step, an annealing weight for one.
+    return str(type(leaf)), str(getattr(leaf, "shape", None))

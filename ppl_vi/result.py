@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.arguments import as_arguments
 from ppl_vi.diagnostics import inference_data, posterior_table
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
@@ -27,6 +28,7 @@ from ppl_vi.program import (
     squeezed,
 )
 from ppl_vi.stopping import StopReason
+from ppl_vi.threads import threads_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +128,7 @@ class FitResult:
         with self._posterior(num_samples) as (structure, pair, draws):
             if args or kwargs:
                 draws = {name: v for name, v in draws.items() if not self._of_rows(structure, name)}
-                pair = Pair(pair.model, pair.guide, args, kwargs)
+                pair = Pair(pair.model, pair.guide, *_new_arguments(args, kwargs))
             else:
                 structure = completed(structure)
             new = predictive_draws(structure, pair, draws, num_samples)
@@ -198,11 +200,12 @@ class FitResult:
         pair = self.job.pair(batch)
         with self.fitted.applied():
             structure = structure_of(pair)
-            elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
-            at_once = max(1, min(num_samples, _ELEMENTS_AT_ONCE // elements))
-            counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]
-            chunks = [draw_latents(structure, pair, count) for count in counts if count]
-            yield _Posterior(structure, pair, _joined(structure, chunks))
+            with threads_for(structure):
+                elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
+                at_once = max(1, min(num_samples, _ELEMENTS_AT_ONCE // elements))
+                counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]
+                chunks = [draw_latents(structure, pair, count) for count in counts if count]
+                yield _Posterior(structure, pair, _joined(structure, chunks))
 
     def _presented(self, posterior: _Posterior) -> Draws:
         """Draws as a person wants them: no auxiliary sites, no singletons, components in order."""
@@ -236,6 +239,13 @@ class _Posterior(NamedTuple):
     def num_draws(self) -> int:
         """The number of draws."""
         return next(len(self.draws[name]) for name in self.structure.sites if name in self.draws)
+
+
+def _new_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments as a fit would read them, arrays and tables made tensors."""
+    return as_arguments(args, "predict", None)[0], as_arguments(kwargs, "predict", None)[1]
 
 
 def _joined(structure: Structure, chunks: Sequence[Draws]) -> Draws:

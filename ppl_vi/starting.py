@@ -15,6 +15,7 @@ from ppl_vi.data import Batch, DataSource
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
 from ppl_vi.program import enumerable_sites, hide, plate_dims
+from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder
 
 Program = Callable[..., Any]
@@ -22,11 +23,12 @@ Program = Callable[..., Any]
 _DRAWS_FOR_A_MEDIAN = 1_001
 
 
-def initial_values(model: Program, batch: Batch) -> dict[str, Tensor]:
+def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
     """What the model's own ``initial_values(data)`` gives, by site or parameter; else nothing."""
     given = getattr(model, "initial_values", None)
     if given is None:
         return {}
+    batch = source.whole()
     return {name: torch.as_tensor(v) for name, v in given(*batch.args, **batch.kwargs).items()}
 
 
@@ -56,7 +58,7 @@ def resolve_guide(
         if not callable(guide):
             raise TypeError(f"guide: pass a name, a guide or an autoguide, not {guide!r}.")
         return guide
-    batch = next(source.sequence()) if data_plates else source.whole()
+    batch = _rows_from_all_over(source) if data_plates else source.whole()
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
@@ -69,6 +71,12 @@ def resolve_guide(
             start = GuideStart(near, create_plates, found.scale)
     build = guide_builder(guide) if isinstance(guide, str) else autoguide_builder(guide)
     return build(visible, start)
+
+
+def _rows_from_all_over(source: DataSource) -> Batch:
+    """A batch to look at: the first rows of sorted data would tell of one end alone."""
+    with forked_rng(seed=0):
+        return next(source.epoch())
 
 
 def _row_plates(

@@ -94,10 +94,11 @@ def _show(bar: tqdm[None], step: int, steps: int, smoothed: float) -> None:
 
 
 def _finite(loss: float, parameters: Mapping[str, Tensor]) -> bool:
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    gradients = [p.grad for p in parameters.values() if p.grad is not None and p.numel()]
     if not math.isfinite(loss) or not gradients:
         return math.isfinite(loss)
-    norms = torch.stack(torch._foreach_norm(gradients))
+    # The largest entry: a sum of squares would overflow before the gradients do.
+    norms = torch.stack(torch._foreach_norm(gradients, math.inf))
     return bool(torch.isfinite(norms).all())
 
 

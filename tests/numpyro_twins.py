@@ -53,7 +53,9 @@ def gmm(
                 numpyro.sample("x", mixture, obs=rows)
             else:
                 z = numpyro.sample("z", dist.Categorical(probs=weights))
-                numpyro.sample("x", dist.MultivariateNormal(means[z], scale_tril=scale[z]), obs=rows)
+                numpyro.sample(
+                    "x", dist.MultivariateNormal(means[z], scale_tril=scale[z]), obs=rows
+                )
 
     return model
 
@@ -96,9 +98,7 @@ def log_joint(program: Program, data: Any, coordinates: Mapping[str, Any]) -> An
     """log p at unconstrained coordinates by site, with the log-determinants."""
     bijections = {name: dist.biject_to(SUPPORTS[name]) for name in coordinates}
     values = {name: bijections[name](u) for name, u in coordinates.items()}
-    log_dets = {
-        n: bijections[n].log_abs_det_jacobian(u, values[n]) for n, u in coordinates.items()
-    }
+    log_dets = {n: bijections[n].log_abs_det_jacobian(u, values[n]) for n, u in coordinates.items()}
     return total(log_densities(program, data, values)) + total(log_dets)
 
 

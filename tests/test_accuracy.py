@@ -137,13 +137,17 @@ def eight_schools(y: torch.Tensor, sigma: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 3_000}, pytest.param({}, marks=pytest.mark.slow)], ids=["fast", "default"]
+    "settings",
+    [{"steps": 3_000}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["fast", "default"],
 )
 def test_eight_schools(shared_data: Path, settings: dict[str, int]) -> None:
     posterior = json.loads(
         (shared_data / "posteriordb" / "eight_schools-eight_schools_noncentered.json").read_text()
     )
-    data = tuple(torch.tensor(posterior["data"][name], dtype=torch.float) for name in ("y", "sigma"))
+    data = tuple(
+        torch.tensor(posterior["data"][name], dtype=torch.float) for name in ("y", "sigma")
+    )
     guide = "multivariate_normal"
     result = fit(eight_schools, guide, data, seed=0, progress=False, **settings)
     draws = result.sample(10_000)

@@ -3,7 +3,7 @@
 from ppl_vi.program.batches import Arguments, enumerable_sites, find_data_plates, plate_dims
 from ppl_vi.program.dependencies import Dependencies, find_dependencies
 from ppl_vi.program.inspection import inspect
-from ppl_vi.program.messengers import DataPlate, Draw, StartingValues, enumerated, hide
+from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide
 from ppl_vi.program.posterior import (
     completed,
     deterministic_values,
@@ -23,6 +23,7 @@ __all__ = [
     "Dependencies",
     "Draw",
     "Factor",
+    "KeepFrozen",
     "Latent",
     "Pair",
     "Plate",

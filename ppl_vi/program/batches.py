@@ -80,10 +80,16 @@ def _check_found(
             f"{size} for a batch of {size} of the {num_rows} rows. The model's plates: {listed}."
         )
     if not following:
+        own = [name for name, frame in frames.items() if (frame.full_size or 0) > frame.size]
+        remedy = (
+            f"Leave the subsampling of plate '{own[0]}' to fit: subsample_size=len(batch)."
+            if own
+            else f"Put the sites of the data in pyro.plate('data', len(data)), so that a batch can "
+            f"count for all {num_rows} rows."
+        )
         raise ModelError(
-            f"batch_size is given, but no plate of the model follows the rows of a batch (plates: "
-            f"{listed}). Put the sites of the data in pyro.plate('data', len(data)), so that a batch "
-            f"can count for all {num_rows} rows."
+            f"the data come in batches (batch_size, Dataset or DataLoader), but no plate of the model "
+            f"follows the rows of a batch (plates: {listed}). {remedy}"
         )
 
 

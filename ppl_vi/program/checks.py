@@ -15,7 +15,7 @@ from ppl_vi.program.layout import plate_frames
 
 
 def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
-    """Raise a GuideError unless the guide draws exactly the latents of the model, rightly shaped."""
+    """Raise a GuideError unless the guide draws exactly the latents of the model."""
     for name, site in guide_sites.items():
         if site["is_observed"] and name not in model_sites:
             continue  # a factor or a deterministic of the guide's own
@@ -37,9 +37,6 @@ def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, 
                 f"site '{name}' is observed in the guide. Draw it there instead, and keep obs= for "
                 f"the model."
             )
-        _check_shape(name, site, model_sites[name])
-        _check_plates(name, site, model_sites[name])
-        _check_support(name, site, model_sites[name])
     for name, site in model_sites.items():
         if name in guide_sites or site["is_observed"] or site["fn"].has_enumerate_support:
             continue
@@ -74,9 +71,27 @@ def check_observed(model_sites: Mapping[str, Any]) -> None:
         own_mask = distribution._mask if isinstance(distribution, MaskedDistribution) else None
         if not _inside(distribution.support, value, site["mask"], own_mask):
             raise DataError(
-                f"site '{name}': some observed values are NaN or outside the support of "
+                f"site '{name}': some observed values are NaN, infinite or outside the support of "
                 f"{_family(site)} ({distribution.support}). Correct the data or the distribution."
             )
+
+
+def check_draw(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Raise a GuideError unless the model's site can take what the guide draws for it."""
+    _check_shape(name, guide, model)
+    _check_plates(name, guide, model)
+    _check_support(name, guide, model)
+
+
+def check_plate(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Raise a GuideError unless the model's plate can take the row numbers of the guide's."""
+    found, own = len(guide["value"]), model["fn"]
+    expected = own.size if own.subsample_size is None else own.subsample_size
+    if found != expected and guide["fn"].size != own.size:
+        raise GuideError(
+            f"plate '{name}' has {found} rows in the guide and {expected} in the model. Use the same "
+            f"plates in the guide as in the model."
+        )
 
 
 def _check_shape(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
@@ -135,11 +150,15 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
 
 
 def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:
-    """Whether all values are in the support, but for those that are masked away."""
+    """Whether all values are finite and in the support, but for those that are masked away."""
     if support is constraints.dependent or any(mask is False for mask in masks):
         return True
     try:
-        inside = support.check(value)
+        inside = support.check(value)  # an infinite number is real to it
+        finite = torch.isfinite(value)
+        if support.event_dim:
+            finite = finite.flatten(-support.event_dim).all(-1)
+        inside = inside & finite
     except NotImplementedError:
         return True
     for mask in masks:

@@ -78,7 +78,7 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
 
 
 def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
-    tracker = _Tracker()
+    tracker = Tracker()
 
     def draw(name: str, distribution: Any) -> Tensor:
         value: Tensor = distribution().clone()  # its own memory: a Delta's is its parameter's
@@ -92,7 +92,7 @@ def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
     return {name: frozenset(k for k, up in upstream.items() if name in up) for name in names}
 
 
-class _Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):
     """Remember which latents each piece of memory depends on."""
 
     def __init__(self) -> None:
@@ -104,6 +104,11 @@ class _Tracker(TorchDispatchMode):
     def mark(self, tensor: Tensor, name: str) -> None:
         """``tensor`` is a draw of the latent ``name``."""
         self._record(tensor, self.origins(tensor) | {name})
+
+    @property
+    def escaped(self) -> frozenset[str]:
+        """The latents that became a Python number, a branch or a shape, beyond following."""
+        return self._escaped
 
     def origins(self, tensor: Tensor) -> frozenset[str]:
         """The latents that the tensor depends on."""
@@ -125,21 +130,22 @@ class _Tracker(TorchDispatchMode):
         origins = frozenset[str]().union(*(self.origins(tensor) for tensor in inputs))
         result = func(*args, **kwargs)
         outputs = tree_leaves(result)
-        if _sized_by_values(func, inputs) or any(
-            not isinstance(leaf, Tensor) for leaf in outputs if leaf is not None
-        ):
-            self._escaped |= origins  # a Python number, a branch or a shape: no longer followed
+        # A Python number, a branch or a shape is no longer to be followed.
+        if any(not isinstance(leaf, Tensor) for leaf in outputs if leaf is not None):
+            self._escaped |= origins
+        for tensor in _deciding_on_shape(func, inputs):
+            self._escaped |= self.origins(tensor)
         for tensor in (*_written(func, args, kwargs), *outputs):
             if isinstance(tensor, Tensor):
                 self._record(tensor, self.origins(tensor) | origins)
         return result
 
 
-def _sized_by_values(func: Any, inputs: Sequence[Tensor]) -> bool:
-    """Whether the values of the inputs decide on the shape of the output."""
+def _deciding_on_shape(func: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs whose values, not only their shapes, decide on the shape of the output."""
     if func is torch.ops.aten.index.Tensor:
-        return any(index.dtype in (torch.bool, torch.uint8) for index in inputs[1:])
-    return torch.Tag.dynamic_output_shape in func.tags
+        return [index for index in inputs[1:] if index.dtype in (torch.bool, torch.uint8)]
+    return list(inputs) if torch.Tag.dynamic_output_shape in func.tags else []
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

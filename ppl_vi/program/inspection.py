@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro.distributions import Delta, TorchDistribution
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vi.errors import ModelError
-from ppl_vi.program.checks import check_guide_sites, check_observed, innermost
+from ppl_vi.program.checks import (
+    check_draw,
+    check_guide_sites,
+    check_observed,
+    check_plate,
+    innermost,
+)
 from ppl_vi.program.layout import plate_frames
+from ppl_vi.program.messengers import VisitSites
 from ppl_vi.program.structure import Kind, Plate, Site, Structure
 from ppl_vi.program.tracing import (
     Pair,
@@ -36,9 +46,14 @@ def inspect(pair: Pair) -> Structure:
     """
     # Gradients tell which supports move, even where the caller has turned them off.
     with forked_rng(), torch.enable_grad():
+        if isinstance(pair.guide, AutoGuide):
+            # It runs the model out of sight of all handlers. Meet frozen parameters before it does.
+            with suppress(ValueError, RuntimeError):
+                trace_model(pair, {})
         guide_trace = trace_guide(pair, draw_plainly)
-        model_trace = trace_model(pair, drawn_values(guide_trace))
         guide_sites = factor_sites(guide_trace)
+        with VisitSites(_checked_against(guide_trace)):
+            model_trace = trace_model(pair, drawn_values(guide_trace))
         model_sites = sample_sites(model_trace)
         sites = _describe(guide_sites, model_sites)
         check_guide_sites(guide_sites, model_sites)
@@ -53,6 +68,21 @@ def inspect(pair: Pair) -> Structure:
         plates = {f.name: Plate(f.name, f.dim, f.size, f.full_size or f.size) for f in frames}
         nesting = max((-frame.dim for frame in frames), default=0)
         return choose_particles(Structure(sites, plates, nesting, "loop", "loop"), pair)
+
+
+def _checked_against(guide_trace: Any) -> Callable[[str, Any], None]:
+    """Check a draw where the model meets it: there a wrong one is still told from its consequences."""
+
+    def check(name: str, site: Any) -> None:
+        drawn = guide_trace.nodes.get(name)
+        if drawn is None or drawn["type"] != "sample":
+            return
+        if site_is_subsample(site):
+            check_plate(name, drawn, site)
+        elif not (site["is_observed"] or drawn["is_observed"]):
+            check_draw(name, drawn, site)
+
+    return check
 
 
 def _describe(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> dict[str, Site]:

@@ -53,7 +53,7 @@ def marginal_factors(
 
 def packed_terms(
     trace: Any, marginalized: Collection[str]
-) -> tuple[OrderedDict[frozenset[str], list[Tensor]], set[str]]:
+) -> tuple[OrderedDict[frozenset[str], list[Any]], set[str]]:
     """All packed factors that enumerated dimensions tie together, by plates, and these dimensions."""
     sites, symbols = _pack(trace, marginalized)
     tied = [name for names, _ in _groups(sites, symbols) for name in names]
@@ -115,9 +115,9 @@ def _contract(
     return MarginalFactor(tuple(sites), log_prob, scale, plates)
 
 
-def _terms(trace: Any, sites: Mapping[str, Any]) -> OrderedDict[frozenset[str], list[Tensor]]:
+def _terms(trace: Any, sites: Mapping[str, Any]) -> OrderedDict[frozenset[str], list[Any]]:
     """The packed log-probabilities of the sites by their plates, masked where not enumerated."""
-    terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for site in sites.values():
         names = (frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
         ordinal = frozenset(trace.plate_to_symbol[name] for name in names)

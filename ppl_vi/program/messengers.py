@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vi.errors import ModelError
+from ppl_vi.errors import DataError, GuideError, ModelError
 
 Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
@@ -70,6 +70,20 @@ class Enumeration(EnumMessenger):
             # Pyro asks for the shape through ``.data``, which vmap forbids: show it the shape alone.
             shape_only = torch.empty(msg["value"].shape, device="meta")
             super()._pyro_post_sample({**msg, "value": shape_only})
+
+
+class VisitSites(Messenger):
+    """Show every sample site and subsampled plate to ``visit(name, message)`` before it is drawn.
+
+    It must stand outside all plates, where the distribution is already expanded.
+    """
+
+    def __init__(self, visit: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self.visit = visit
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.visit(msg["name"], msg)
 
 
 class LastSite(Messenger):
@@ -184,8 +198,11 @@ def naming_site(what: str, error: type[ValueError]) -> Iterator[None]:
         with last:
             yield
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as cause:
-        if isinstance(cause, ModelError):
-            raise
-        where = f"at or after site '{last.name}'" if last.name else "before its first site"
         message = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-        raise error(f"{what} could not run ({where}): {type(cause).__name__}: {message}") from cause
+        if isinstance(cause, ModelError | GuideError | DataError):
+            raise type(cause)(message) from cause.__cause__  # Pyro adds a table of shapes to it
+        where = f"at or after site '{last.name}'" if last.name else "before its first site"
+        found = f"{type(cause).__name__}: {message}".rstrip(".: ")
+        raise error(
+            f"{what} could not run ({where}): {found}. Correct it, or the data that it is called with."
+        ) from cause

@@ -57,20 +57,25 @@ def _draw_marginalized(
 ) -> Draws:
     """Draw summed-out sites one after the other, each given those before it, the rest summed out."""
     trace = model_particles(structure, pair, values, num_draws)
-    terms, symbols = packed_terms(trace, structure.marginalized)
+    packed_by_plates, symbols = packed_terms(trace, structure.marginalized)
+    # A plate of one element leaves no dimension in any term, and Pyro cannot contract over it.
+    present = {dim for group in packed_by_plates.values() for term in group for dim in term._pyro_dims}
+    terms: dict[frozenset[str], list[Tensor]] = {}
+    for plates, group in packed_by_plates.items():
+        terms.setdefault(plates & present, []).extend(group)
     drawn = {}
     for name in structure.marginalized:
         site = sample_sites(trace)[name]
         symbol = site["infer"]["_enumerate_symbol"]
         support = _support(site)
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        ordinal = frozenset(trace.plate_to_symbol[frame.name] for frame in frames)
+        ordinal = present.intersection(trace.plate_to_symbol[frame.name] for frame in frames)
         if symbol in symbols:
             logits = contract_to_tensor(
-                OrderedDict(terms), set(symbols), target_ordinal=ordinal, target_dims={symbol}
+                OrderedDict(terms), set(symbols), target_ordinal=frozenset(ordinal), target_dims={symbol}
             )
             last = logits._pyro_dims.index(symbol)
-            labels: Any = Categorical(logits=logits[...].movedim(last, -1)).sample()
+            labels = Categorical(logits=logits[...].movedim(last, -1)).sample()
             labels._pyro_dims = logits._pyro_dims.replace(symbol, "")
             for key, group in terms.items():
                 terms[key] = [

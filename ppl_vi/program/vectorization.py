@@ -3,7 +3,8 @@
 A program that indexes from the left (``mean[z]``), or multiplies a matrix by a latent vector, runs on
 a batch of particles in an outermost plate with another meaning, sometimes without an error. So the
 batch is compared with its particles run alone; where they differ, ``torch.vmap`` shows the model one
-particle at a time and computes them all.
+particle at a time and computes them all. A program that turns a batch into one Python number or branch
+is not run as a batch at all, since a few trials may all take the same branch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
+from ppl_vi.program.dependencies import Tracker
 from ppl_vi.program.run import Factor, run_guide, run_model
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
@@ -39,7 +41,7 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
         for particles in ("plate", "vmap"):
             candidate = replace(structure, model_particles=particles)
             try:
-                if _same(run_model(candidate, pair, values, _TRIED), alone):
+                if _model_fits(candidate, pair, values, alone):
                     return candidate
             except _REFUSED:
                 continue
@@ -54,11 +56,32 @@ def _rows_of_model(
     return subsampled_rows(trace_model(pair, single))
 
 
+def _model_fits(
+    candidate: Structure, pair: Pair, values: Mapping[str, Tensor], alone: Sequence[Factor]
+) -> bool:
+    if candidate.model_particles == "vmap":  # it forbids Python numbers by itself
+        return _same(run_model(candidate, pair, values, _TRIED), alone)
+    with Tracker() as tracker:
+        for name in candidate.drawn:
+            tracker.mark(values[name], name)
+        together = run_model(candidate, pair, values, _TRIED)
+    return not tracker.escaped and _same(together, alone)
+
+
 def _guide_fits_plate(structure: Structure, pair: Pair) -> bool:
     try:
-        together = run_guide(
-            replace(structure, guide_particles="plate"), pair, draw_plainly, _TRIED
-        )
+        tracker = Tracker()
+
+        def draw_marked(name: str, distribution: Any) -> Tensor:
+            value = draw_plainly(name, distribution).clone()
+            tracker.mark(value, name)
+            return value
+
+        with tracker:
+            plate = replace(structure, guide_particles="plate")
+            together = run_guide(plate, pair, draw_marked, _TRIED)
+        if tracker.escaped:
+            return False
         rows = {n: v for n, v in together.values.items() if n not in structure.sites}
         for k in range(_TRIED):
 

@@ -5,8 +5,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vi import ELBO, GuideError, LeaveOneOut, Pathwise, ReparameterizedELBO, ScoreFunction
-from ppl_vi import ScoreFunctionELBO
+from ppl_vi import (
+    ELBO,
+    GuideError,
+    LeaveOneOut,
+    Pathwise,
+    ReparameterizedELBO,
+    ScoreFunction,
+    ScoreFunctionELBO,
+)
 from ppl_vi.preparation import prepare
 from ppl_vi.program import Pair
 
@@ -41,7 +48,10 @@ def test_auto_is_pathwise_where_it_can_be():
 
 def test_sites_that_are_not_named_are_automatic():
     assert chosen({"w": ScoreFunction()}) == {
-        "k": LOO, "w": ScoreFunction(), "u": Pathwise(), "d": Pathwise(),
+        "k": LOO,
+        "w": ScoreFunction(),
+        "u": Pathwise(),
+        "d": Pathwise(),
     }
 
 
@@ -75,7 +85,7 @@ def test_a_refusal_does_not_depend_on_who_came_first():
 
     with torch.no_grad():
         ELBO(2).loss(prior, derived)
-    with pytest.raises(GuideError, match="site 'u'.*moves the support"):
+    with pytest.raises(GuideError, match=r"site 'u'.*moves the support"):
         ELBO(2, ScoreFunction()).loss_and_grads(prior, derived)
 
 
@@ -88,7 +98,7 @@ def test_one_score_function_for_all_leaves_points_pathwise():
 
 
 @pytest.mark.parametrize(
-    "objective, site", [(ReparameterizedELBO(4), "k"), (ScoreFunctionELBO(4), "u")], ids=str
+    ("objective", "site"), [(ReparameterizedELBO(4), "k"), (ScoreFunctionELBO(4), "u")], ids=str
 )
 def test_named_objectives_refuse_what_their_estimator_refuses(objective, site):
     with pytest.raises(GuideError, match=f"site '{site}'"):
@@ -103,7 +113,11 @@ def test_leave_one_out_is_the_mean_of_the_others(shape):
 
 
 def test_dependencies_are_asked_for_only_where_credit_is():
-    pair = Pair(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)),
-                lambda: pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(())), 1.0)), (), {})
+    pair = Pair(
+        lambda: pyro.sample("w", dist.Normal(0.0, 1.0)),
+        lambda: pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(())), 1.0)),
+        (),
+        {},
+    )
     assert prepare(ELBO(4), pair).dependencies is None
     assert set(prepare(ELBO(4, LOO), pair).dependencies.downstream) == {"w"}

@@ -1,8 +1,8 @@
 """Estimators are tested as estimators: their mean against the exact gradient, and their variance.
 
 The exact bound is a sum over every draw of the guide: discrete sites by their support, Normal sites
-by Gauss-Hermite nodes that carry the gradient. 168 comparisons at 4.5 standard errors alarm falsely
-about once in 900 runs of all seeds; the seed is fixed.
+by Gauss-Hermite nodes that carry the gradient. 121 comparisons at 4.5 standard errors alarm falsely
+for about one seed in 1,200; each case has a fixed seed of its own.
 """
 
 import itertools
@@ -21,16 +21,19 @@ from ppl_vi.preparation import prepare
 from ppl_vi.program import Dependencies, Pair
 from ppl_vi.surrogate import surrogate
 
-NUM_CALLS = 150
-NUM_PARTICLES = 48
+NUM_CALLS = 100
+NUM_PARTICLES = 64
 STANDARD_ERRORS = 4.5
 DATA = torch.tensor([-0.6, 1.4, 0.5, 2.0], dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
 def _double_precision():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of tiny steps: more threads would wait for each other
     torch.set_default_dtype(torch.float64)
     yield
+    torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
 
 
@@ -217,10 +220,15 @@ CASES = {
     "untraceable": (untraceable, untraceable_guide, {}),
     "summed out": (summed_out, summed_out_guide, {"exact": True}),
 }
-ESTIMATORS = [(case, chosen) for case in CASES for chosen in ("score", "leave one out")]
+ESTIMATORS = [(case, "leave one out") for case in CASES]
+ESTIMATORS += [
+    (case, "score") for case in ("bernoulli", "normal", "subsampled", "neighbour", "nested")
+]
 ESTIMATORS += [("normal", "pathwise")]
-ESTIMATORS += [(f"{first}, then {then}", "auto") for first, then in
-               (("discrete", "continuous"), ("continuous", "discrete"))]
+ESTIMATORS += [
+    (f"{first}, then {then}", "auto")
+    for first, then in (("discrete", "continuous"), ("continuous", "discrete"))
+]
 NAMED = {"score": NAIVE, "leave one out": LOO, "pathwise": Pathwise(), "auto": "auto"}
 
 
@@ -245,7 +253,8 @@ def exact_bound(model, guide, keywords, fixed=None, log_weight=0.0):
     """The ELBO, by a sum over everything that the guide may draw."""
     fixed = fixed or {}
     trace = poutine.trace(poutine.condition(guide, fixed)).get_trace(**keywords)
-    open_sites = [n for n in trace.stochastic_nodes if n not in fixed and n not in ("data",)]
+    undrawn = (n for n in trace.stochastic_nodes if n not in (*fixed, "data", "outer", "inner"))
+    open_sites = list(undrawn)
     if open_sites:
         name = open_sites[0]
         return sum(
@@ -282,8 +291,9 @@ def deviates(draws, exact):
     return (draws.mean(0) - exact).abs() / error.clamp(min=1e-9)
 
 
-@pytest.mark.parametrize("case, chosen", ESTIMATORS)
+@pytest.mark.parametrize(("case", "chosen"), ESTIMATORS)
 def test_the_mean_gradient_and_bound_are_exact(case, chosen):
+    pyro.set_rng_seed(1_000 + ESTIMATORS.index((case, chosen)))
     model, guide, keywords = CASES[case]
     exact = exact_bound(model, guide, keywords)
     exact_gradient = flat(torch.autograd.grad(exact, parameters()))
@@ -301,7 +311,9 @@ def total_variance(objective, model, guide, calls=60):
 @pytest.mark.parametrize("case", ["bernoulli", "categorical", "normal", "outside and inside"])
 def test_leaving_one_out_lowers_the_variance(case):
     model, guide, _ = CASES[case]
-    assert total_variance(ELBO(8, LOO), model, guide) < 0.7 * total_variance(ELBO(8, NAIVE), model, guide)
+    assert total_variance(ELBO(8, LOO), model, guide) < 0.7 * total_variance(
+        ELBO(8, NAIVE), model, guide
+    )
 
 
 @pytest.mark.parametrize("estimator", [NAIVE, LOO], ids=["score", "leave one out"])

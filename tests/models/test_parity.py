@@ -1,6 +1,7 @@
 """Our bounds and gradients are NumPyro's and JAX's, on the same draws, in float64."""
 
 import math
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -32,8 +33,8 @@ SIGMAS = {
     2: ("fixed", "learned", "spherical", "diagonal", "full"),
 }
 CASES = [(dims, pi, sigma) for dims in SIGMAS for pi, sigma in product(PIS, SIGMAS[dims])]
-FAST = {(1, "learned", "learned"), (1, "dirichlet", "spherical"), (2, "fixed", "fixed")}
-FAST |= {(2, "learned", "diagonal"), (2, "dirichlet", "diagonal"), (2, "dirichlet", "full")}
+FAST = {(1, "learned", "learned"), (1, "dirichlet", "spherical"), (2, "dirichlet", "full")}
+FAST |= {(2, "fixed", "diagonal")}
 RTOL, SEED = 1e-10, 7
 
 
@@ -89,10 +90,6 @@ def arrays(tensors):
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
 
 
-def unconstrained():
-    return arrays(dict(pyro.get_param_store().named_parameters()))
-
-
 def constrained(twins, values):
     """Parameters by name from unconstrained ones, by functions of JAX."""
     found = {}
@@ -106,19 +103,17 @@ def check(twins, bound, surrogate, objective, pair, rtol_of=lambda name: RTOL):
     """Compare value and gradient with JAX's functions of the parameters, the draws fixed by SEED."""
     import jax
 
-    start = unconstrained()
+    start = arrays(dict(pyro.get_param_store().named_parameters()))
     for name, value in constrained(twins, start).items():
         np.testing.assert_allclose(pyro.param(name).detach(), value, rtol=RTOL, err_msg=name)
     pyro.set_rng_seed(SEED)
     loss = objective.differentiable_loss(pair.model, pair.guide, *pair.args)
     loss.backward()
-    print("WORST bound", abs(loss.item()/float(bound(constrained(twins, start)))+1))
     assert -loss.item() == pytest.approx(float(bound(constrained(twins, start))), rel=RTOL)
     gradient = jax.jit(jax.grad(lambda values: -surrogate(constrained(twins, values))))(start)
     for name, parameter in pyro.get_param_store().named_parameters():
         exact = np.asarray(gradient[name])
         worst = np.abs(parameter.grad.numpy() - exact).max() / np.abs(exact).max()
-        print("WORST gradient", name, worst)
         assert worst < rtol_of(name), name
 
 
@@ -136,11 +131,13 @@ def test_the_joint_density_is_numpyros(twins, dims, tau, pi, sigma):
             factors = run_model(structure, pair, drawn, S)
         ours = sum(factor.log_prob.reshape(S, -1).sum(-1) for factor in factors)
         learned = arrays(dict(pyro.get_param_store().items()))
-        twin = twin_of(twins, model, learned, summed_out=not labels)
+        densities = partial(
+            twins.log_densities, twin_of(twins, model, learned, not labels), data.numpy()
+        )
         values = arrays({name: drawn[name] for name in structure.of_kind("latent")})
-        density = jax.vmap(lambda v: twins.total(twins.log_densities(twin, data.numpy(), v)))
-        print("WORST density", np.abs(ours.numpy()/np.asarray(jax.jit(density)(values))-1).max())
-        np.testing.assert_allclose(ours, jax.jit(density)(values), rtol=RTOL)
+        by_site = jax.jit(jax.vmap(densities))(values)
+        theirs = sum(value.reshape(S, -1).sum(-1) for value in by_site.values())
+        np.testing.assert_allclose(ours, theirs, rtol=RTOL)
 
 
 def draws_of(objective, ready, pair):
@@ -261,12 +258,8 @@ def leave_one_out_terms(log_p, log_q, sites):
     from jax.lax import stop_gradient
 
     data = log_p["x"].sum(-1)
-    downstream = {
-        "mu": data[:, None],
-        "sigma": data[:, None],
-        "z": log_p["x"],
-        "pi": log_p["z"].sum(-1),
-    }
+    mean, weights = data[:, None], log_p["z"].sum(-1)
+    downstream = {"mu": mean, "sigma": mean, "z": log_p["x"], "pi": weights}
     terms = 0.0
     for name in sites:
         f = stop_gradient(log_p[name] - log_q[name] + downstream[name])

@@ -14,8 +14,16 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
 
-from ppl_vi import ELBO, GuideError, LeaveOneOut, Pathwise, ReparameterizedELBO, ScoreFunction
-from ppl_vi import ScoreFunctionELBO, preparation
+from ppl_vi import (
+    ELBO,
+    GuideError,
+    LeaveOneOut,
+    Pathwise,
+    ReparameterizedELBO,
+    ScoreFunction,
+    ScoreFunctionELBO,
+    preparation,
+)
 
 DATA = torch.tensor([0.3, 1.2, -0.4])
 
@@ -31,7 +39,9 @@ def guide(data):
     scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
     pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.2)), scale))
     with pyro.plate("data", len(data)):
-        pyro.sample("k", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.1)).expand(len(data))))
+        pyro.sample(
+            "k", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.1)).expand(len(data)))
+        )
 
 
 def mean_field(data):
@@ -70,7 +80,9 @@ def test_all_three_losses_agree(objective):
 
 def test_the_loss_is_minus_the_bound():
     ours = np.mean([ELBO(50).loss(model, guide, DATA) for _ in range(20)])
-    theirs = np.mean([Trace_ELBO(50, vectorize_particles=True).loss(model, guide, DATA) for _ in range(20)])
+    theirs = np.mean(
+        [Trace_ELBO(50, vectorize_particles=True).loss(model, guide, DATA) for _ in range(20)]
+    )
     assert ours == pytest.approx(theirs, abs=0.4)  # 1,000 draws each; about six standard errors
 
 
@@ -132,7 +144,7 @@ def test_num_particles_is_a_positive_integer(family, count):
 
 
 @pytest.mark.parametrize(
-    "objective, message",
+    ("objective", "message"),
     [
         (ELBO(4, {"nowhere": Pathwise()}), "site 'nowhere'"),
         (ELBO(4, Pathwise()), "site 'k'"),
@@ -156,7 +168,10 @@ def test_one_objective_serves_many_models():
     def other_guide(data):
         pyro.sample("b", dist.Gamma(pyro.param("c", torch.tensor(2.0)), 1.0))
 
-    first = [(objective.loss(model, guide, DATA), objective.loss(other, other_guide, DATA)) for _ in range(2)]
+    first = [
+        (objective.loss(model, guide, DATA), objective.loss(other, other_guide, DATA))
+        for _ in range(2)
+    ]
     pyro.set_rng_seed(0)
     alone = objective.loss(other, other_guide, DATA)
     pyro.set_rng_seed(0)
@@ -224,7 +239,9 @@ def test_a_pair_is_inspected_once(monkeypatch):
 def test_methods_of_one_object_are_told_apart():
     owner = Owner()
     ELBO(2).loss(owner.model, owner.guide, DATA)
-    structure = preparation.structure_of(preparation.Pair(owner.model, owner.narrow_guide, (DATA,), {}))
+    structure = preparation.structure_of(
+        preparation.Pair(owner.model, owner.narrow_guide, (DATA,), {})
+    )
     assert structure.marginalized == ("k",)
 
 

@@ -26,7 +26,12 @@ def found(model, guide, sites, args=()):
 
 def model_factors(dependencies, site):
     """Names of the model's factors downstream of a site."""
-    return {name for origin, sites in dependencies.downstream[site] for name in sites if origin == "model"}
+    return {
+        name
+        for origin, sites in dependencies.downstream[site]
+        for name in sites
+        if origin == "model"
+    }
 
 
 def using(transport):
@@ -87,7 +92,10 @@ ROADS = {
     "numpy": lambda a: (torch.as_tensor(a.numpy() * 2.0), NO_HANDLER),
     "index": lambda a: (torch.tensor([0.0, 1.0])[a.long()], NO_HANDLER),
     "shape": lambda a: (torch.tensor(float(len(a.reshape(1).nonzero()))), NO_HANDLER),
-    "shape by mask": lambda a: (torch.tensor(float(len(torch.ones(1)[a.reshape(1) > 0]))), NO_HANDLER),
+    "shape by mask": lambda a: (
+        torch.tensor(float(len(torch.ones(1)[a.reshape(1) > 0]))),
+        NO_HANDLER,
+    ),
     "script": lambda a: (torch.jit.script(twice)(a), NO_HANDLER),
     "vmap": lambda a: (torch.vmap(lambda s: s * a)(torch.ones(2)).sum(), NO_HANDLER),
     "sparse": sparse,
@@ -297,3 +305,23 @@ def test_parameters_and_random_state_are_left_as_they_were():
     find_dependencies(structure, pair, ("z",))
     assert torch.equal(state, torch.get_rng_state())
     assert (weight.item(), weight._version) == (0.0, version)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a rejection sampler takes more or fewer random numbers for one element, which shifts the "
+    "draws of the next ones: credit loses the plate, and so precision, but not truth",
+)
+def test_a_gamma_draw_in_between_does_not_mix():
+    def model():
+        with pyro.plate("data", 64):
+            pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+            w = pyro.sample("w", dist.Gamma(1.0, 1.0))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=torch.zeros(64))
+
+    def guide():
+        with pyro.plate("data", 64):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((64,), 0.5)))
+            pyro.sample("w", dist.Gamma(0.5 + z, 1.0))
+
+    assert found(model, guide, ("z",)).mixed["z"] == frozenset()

@@ -261,7 +261,9 @@ def scaled_tensor_and_number():
 )
 def test_different_scales_are_refused(model):
     pair = Pair(model, lambda: None, (), {})
-    with pytest.raises(ModelError, match="sites 'k', 'x' .* different scales.*draw it in the guide"):
+    with pytest.raises(
+        ModelError, match=r"sites 'k', 'x' .* different scales.*draw it in the guide"
+    ):
         inspect(pair)
 
 
@@ -310,7 +312,9 @@ def test_draws_given_the_data_have_their_exact_probabilities(model):
     chi_square = ((found - wanted).square() / wanted).sum()
     freedom = max(len(wanted) - 1, 1)
     # Wilson and Hilferty: the cube root is close to Normal.
-    deviate = ((chi_square / freedom) ** (1 / 3) - 1 + 2 / (9 * freedom)) / (2 / (9 * freedom)) ** 0.5
+    deviate = ((chi_square / freedom) ** (1 / 3) - 1 + 2 / (9 * freedom)) / (
+        2 / (9 * freedom)
+    ) ** 0.5
     assert deviate < 4.5
 
 

@@ -35,7 +35,9 @@ def _double_precision():
 def normal(name, shift=0.0, shape=()):
     """Draw a site from a learned Normal."""
     loc = pyro.param(f"{name}_loc", torch.full(shape, 0.3 + shift))
-    scale = pyro.param(f"{name}_scale", torch.full(shape, 0.7), constraint=dist.constraints.positive)
+    scale = pyro.param(
+        f"{name}_scale", torch.full(shape, 0.7), constraint=dist.constraints.positive
+    )
     return pyro.sample(name, dist.Normal(loc, scale))
 
 

@@ -54,7 +54,10 @@ def test_sites_are_described():
     sites = structure_of(mixture, mixture_guide, DATA).sites
     assert (sites["mu"].shape, sites["mu"].event_dim, sites["mu"].plates) == ((2,), 1, ())
     assert (sites["w"].shape, sites["w"].event_dim, sites["w"].plates) == ((4,), 0, ("data",))
-    assert (sites["w"].distribution, str(sites["w"].support)) == ("LogNormal", "GreaterThan(lower_bound=0.0)")
+    assert (sites["w"].distribution, str(sites["w"].support)) == (
+        "LogNormal",
+        "GreaterThan(lower_bound=0.0)",
+    )
     assert (sites["k"].dtype, sites["x"].dtype) == (torch.int64, torch.float32)
     assert {n for n, s in sites.items() if s.reparameterizable} >= {"mu", "w"}
     assert {n for n, s in sites.items() if s.enumerable} == {"helper", "k"}
@@ -73,14 +76,17 @@ def test_plates_and_nesting_are_found():
             pyro.sample("z", dist.Normal(torch.zeros(3, 1, 1), 1.0))
 
     structure = structure_of(model, guide)
-    assert structure.plates == {"outer": Plate("outer", -3, 3, 3), "inner": Plate("inner", -1, 5, 20)}
+    assert structure.plates == {
+        "outer": Plate("outer", -3, 3, 3),
+        "inner": Plate("inner", -1, 5, 20),
+    }
     assert (structure.nesting, structure.particle_dim) == (3, -4)
     assert structure.sites["x"].plates == ("outer", "inner")
     assert structure.sites["z"].shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "shape, plates", [((), ()), ((4,), ("data",)), ((4, 3), ("data",))], ids=str
+    ("shape", "plates"), [((), ()), ((4,), ("data",)), ((4, 3), ("data",))], ids=str
 )
 def test_a_deterministic_site_knows_its_plates(shape, plates):
     def model():
@@ -102,13 +108,9 @@ def test_an_autoguide_has_an_auxiliary_site():
     assert list(kinds.values()) == [("auxiliary", False), ("latent", True), ("latent", True)]
 
 
-def uniform(low, high):
-    return lambda: pyro.sample("z", dist.Uniform(low(), high()))
-
-
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize(
-    "guide, moving",
+    ("guide", "moving"),
     [
         (lambda: dist.Uniform(0.0, 1.0), False),
         (lambda: dist.Uniform(torch.zeros(()), pyro.param("c", torch.tensor(0.5))), True),
@@ -128,10 +130,24 @@ def test_a_moving_support_is_seen(guide, moving, gradients):
     assert structure.sites["z"].moving_support is moving
 
 
+@pytest.mark.xfail(
+    strict=True, reason="torch gives an affine transform of any base the whole real line as support"
+)
+def test_a_moving_support_is_seen_behind_a_transform():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        shift = [dist.transforms.AffineTransform(pyro.param("c", torch.tensor(0.5)), 1.0)]
+        pyro.sample("z", dist.TransformedDistribution(dist.Exponential(1.0), shift))
+
+    assert structure_of(model, guide).sites["z"].moving_support
+
+
 def test_a_moving_support_is_seen_inside_events_and_through_other_draws():
     def model():
         with pyro.plate("two", 2):
-            w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
+            pyro.sample("w", dist.LogNormal(0.0, 1.0))
         pyro.sample("z", dist.Uniform(torch.zeros(2), 9.0).to_event(1))
 
     def guide():
@@ -197,9 +213,17 @@ REFUSED_GUIDES = {
     "missing and infinite": (prior(dist.Poisson(1.0)), nothing, "site 'z'.*cannot be summed out"),
     "extra": (prior(NORMAL), extra, "site 'other'.*Remove it.*'z'.*is_auxiliary"),
     "observed in the guide": (prior(NORMAL), observed_in_guide, "site 'z' is observed.*Draw it"),
-    "data drawn": (observing(NORMAL, DATA), draws_the_data, "site 'x'.*observed in the model.*Remove"),
+    "data drawn": (
+        observing(NORMAL, DATA),
+        draws_the_data,
+        "site 'x'.*observed in the model.*Remove",
+    ),
     "support": (prior(dist.Gamma(1.0, 1.0)), prior(NORMAL), "site 'z'.*Normal.*Gamma"),
-    "support by scale": (prior(dist.Uniform(0.0, 1.0)), prior(dist.LogNormal(-9.0, 0.1)), "site 'z'"),
+    "support by scale": (
+        prior(dist.Uniform(0.0, 1.0)),
+        prior(dist.LogNormal(-9.0, 0.1)),
+        "site 'z'",
+    ),
     "wider interval": (prior(dist.Uniform(0.0, 1.0)), prior(dist.Uniform(-1.0, 2.0)), "site 'z'"),
     "simplex": (
         prior(dist.Dirichlet(torch.ones(2))),
@@ -207,19 +231,29 @@ REFUSED_GUIDES = {
         "site 'z'.*Dirichlet",
     ),
     "count for a class": (
-        prior(dist.Categorical(torch.ones(2))), prior(dist.Poisson(1.0)), "site 'z'.*Poisson.*Categorical",
+        prior(dist.Categorical(torch.ones(2))),
+        prior(dist.Poisson(1.0)),
+        "site 'z'.*Poisson.*Categorical",
     ),
     "too many classes": (
-        prior(dist.Categorical(torch.ones(2))), prior(dist.Categorical(torch.ones(3))), "site 'z'",
+        prior(dist.Categorical(torch.ones(2))),
+        prior(dist.Categorical(torch.ones(3))),
+        "site 'z'",
     ),
     "continuous for discrete": (prior(dist.Bernoulli(0.5)), prior(dist.Beta(1.0, 1.0)), "site 'z'"),
     "discrete for continuous": (prior(NORMAL), prior(dist.Bernoulli(0.5)), "site 'z'.*Bernoulli"),
     "too large a count": (
-        prior(dist.Binomial(2, torch.tensor(0.5))), prior(dist.Binomial(3, torch.tensor(0.5))), "site 'z'",
+        prior(dist.Binomial(2, torch.tensor(0.5))),
+        prior(dist.Binomial(3, torch.tensor(0.5))),
+        "site 'z'",
     ),
     "shape": (normal_plate(4), prior(NORMAL), r"site 'z'.*shape \(\).*\(4,\).*plates"),
     "event shape": (normal_plate(4, (2,)), normal_plate(4, (3,)), "site 'z'.*shape"),
-    "a failing guide": (prior(NORMAL), lambda: pyro.sample("z", NORMAL) @ 1, "guide could not run.*'z'"),
+    "a failing guide": (
+        prior(NORMAL),
+        lambda: pyro.sample("z", NORMAL) @ 1,
+        "guide could not run.*'z'",
+    ),
 }
 
 
@@ -231,7 +265,10 @@ def test_a_guide_that_does_not_fit_is_refused(case):
 
 
 ACCEPTED_GUIDES = {
-    "bernoulli for two classes": (prior(dist.Categorical(torch.ones(2))), prior(dist.Bernoulli(0.5))),
+    "bernoulli for two classes": (
+        prior(dist.Categorical(torch.ones(2))),
+        prior(dist.Bernoulli(0.5)),
+    ),
     "class for a count": (prior(dist.Poisson(1.0)), prior(dist.Categorical(torch.ones(3)))),
     "count for a count": (prior(dist.Poisson(1.0)), prior(dist.Geometric(0.5))),
     "narrower interval": (prior(dist.Uniform(-1.0, 2.0)), prior(dist.Beta(1.0, 1.0))),
@@ -246,17 +283,27 @@ ACCEPTED_GUIDES = {
     ),
     "point": (prior(dist.Gamma(1.0, 1.0)), prior(dist.Delta(torch.tensor(0.5)))),
     "positive": (prior(dist.HalfCauchy(1.0)), prior(dist.Gamma(1.0, 1.0))),
-    "improper": (prior(dist.ImproperUniform(dist.constraints.positive, (), ())), prior(dist.Gamma(1.0, 1.0))),
+    "improper": (
+        prior(dist.ImproperUniform(dist.constraints.positive, (), ())),
+        prior(dist.Gamma(1.0, 1.0)),
+    ),
     "mixture": (
         prior(NORMAL),
-        prior(dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))),
+        prior(
+            dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)
+            )
+        ),
     ),
     "mixture of vectors": (
         prior(dist.MixtureOfDiagNormals(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2))),
         prior(dist.MultivariateNormal(torch.zeros(3), torch.eye(3))),
     ),
     "circle": (prior(dist.VonMises(0.0, 1.0)), prior(dist.VonMises(1.0, 2.0))),
-    "correlations": (prior(dist.LKJCholesky(3, torch.tensor(2.0))), prior(dist.LKJCholesky(3, torch.tensor(1.0)))),
+    "correlations": (
+        prior(dist.LKJCholesky(3, torch.tensor(2.0))),
+        prior(dist.LKJCholesky(3, torch.tensor(1.0))),
+    ),
 }
 
 
@@ -266,7 +313,8 @@ def test_a_guide_that_fits_is_accepted(case):
 
 
 @pytest.mark.parametrize(
-    "family", [dist.Dirichlet(torch.ones(3)), dist.LKJCholesky(3, torch.tensor(1.0)), dist.Beta(1.0, 2.0)]
+    "family",
+    [dist.Dirichlet(torch.ones(3)), dist.LKJCholesky(3, torch.tensor(1.0)), dist.Beta(1.0, 2.0)],
 )
 def test_constrained_sites_of_an_autoguide_are_accepted(family):
     model = prior(family)
@@ -279,7 +327,11 @@ REFUSED_DATA = {
     "integers": (NORMAL, torch.arange(4), r"site 'x'.*int64.*data.float\(\)"),
     "not a number": (NORMAL, torch.tensor([0.0, 1.0, torch.nan, 2.0]), "site 'x'.*NaN.*Correct"),
     "negative": (dist.Gamma(1.0, 1.0), -torch.ones(4), "site 'x'.*outside the support of Gamma"),
-    "no such class": (dist.Categorical(torch.ones(3)), torch.tensor([0, 1, 2, 3]), "site 'x'.*Categorical"),
+    "no such class": (
+        dist.Categorical(torch.ones(3)),
+        torch.tensor([0, 1, 2, 3]),
+        "site 'x'.*Categorical",
+    ),
     "half a count": (dist.Poisson(1.0), torch.full((4,), 0.5), "site 'x'.*Poisson"),
 }
 
@@ -293,21 +345,30 @@ def test_data_that_do_not_fit_are_refused(case):
 
 ACCEPTED_DATA = {
     "one value for all": (NORMAL, torch.tensor(0.3)),
+    "one value for many bounds": (dist.Uniform(torch.zeros(4), 1.0), torch.tensor(0.3)),
     "whole numbers as counts": (dist.Poisson(1.0), torch.arange(4)),
     "floating-point classes": (dist.Bernoulli(0.5), torch.tensor([0.0, 1.0, 1.0, 0.0])),
-    "masked away": (dist.Normal(torch.zeros(4), 1.0).mask(torch.arange(4) > 0), torch.tensor([torch.nan, 0, 0, 0])),
+    "masked away": (
+        dist.Normal(torch.zeros(4), 1.0).mask(torch.arange(4) > 0),
+        torch.tensor([torch.nan, 0, 0, 0]),
+    ),
     "mixture": (
         dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)),
         DATA,
     ),
-    "zero inflated": (dist.ZeroInflatedPoisson(torch.tensor(1.0), gate=torch.tensor(0.1)), torch.arange(4.0)),
+    "zero inflated": (
+        dist.ZeroInflatedPoisson(torch.tensor(1.0), gate=torch.tensor(0.1)),
+        torch.arange(4.0),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", ACCEPTED_DATA)
 def test_data_that_fit_are_accepted(case):
     distribution, values = ACCEPTED_DATA[case]
-    assert structure_of(observing(distribution, values), prior(NORMAL)).sites["x"].kind == "observed"
+    assert (
+        structure_of(observing(distribution, values), prior(NORMAL)).sites["x"].kind == "observed"
+    )
 
 
 def test_masked_observations_may_be_missing():
@@ -323,7 +384,7 @@ def test_a_model_without_latents_is_refused():
     def model():
         pyro.sample("x", NORMAL, obs=torch.tensor(0.0))
 
-    with pytest.raises(ModelError, match="no latent.*prior"):
+    with pytest.raises(ModelError, match=r"no latent.*prior"):
         structure_of(model, nothing)
 
 
@@ -341,7 +402,9 @@ def test_a_failing_model_names_the_last_site():
         z = pyro.sample("z", NORMAL)
         return z @ torch.ones(3)
 
-    with pytest.raises(ModelError, match="model could not run .at or after site 'z'.: RuntimeError"):
+    with pytest.raises(
+        ModelError, match=r"model could not run .at or after site 'z'.: RuntimeError"
+    ):
         structure_of(model, prior(NORMAL))
 
 
@@ -354,5 +417,5 @@ def test_one_plate_at_two_dimensions_is_refused():
         with pyro.plate("a", 3, dim=-2), pyro.plate("b", 3, dim=-1):
             pyro.sample("z", NORMAL)
 
-    with pytest.raises(GuideError, match="site 'z'.*plate '[ab]'"):
+    with pytest.raises(GuideError, match=r"site 'z'.*plate '[ab]'"):
         structure_of(model, guide)

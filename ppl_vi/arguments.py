@@ -1,0 +1,87 @@
+"""Tensors, arrays and tables as the arguments of a program."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.errors import DataError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Device = torch.device | str | None
+
+
+def as_arguments(data: Any, name: str, device: Device) -> Arguments:
+    """Positional and keyword arguments, with arrays made tensors; `name` is for messages."""
+    if data is None:
+        return (), {}
+    if isinstance(data, tuple):
+        return tuple(_leaf(x, f"{name}[{i}]", device) for i, x in enumerate(data)), {}
+    if isinstance(data, Mapping):
+        return (), {key: _leaf(x, f"{name}[{key!r}]", device) for key, x in data.items()}
+    return (_leaf(data, name, device),), {}
+
+
+def batch_arguments(items: Any, device: Device) -> Arguments:
+    """The arguments in a collated batch; `default_collate` makes lists of tuples."""
+    return as_arguments(tuple(items) if isinstance(items, list) else items, "batch", device)
+
+
+def _leaf(leaf: Any, name: str, device: Device) -> Any:
+    """A checked tensor of an array, tensor or pandas object; anything else unchanged."""
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(leaf, pandas.Series | pandas.DataFrame):
+        leaf = leaf.to_numpy()
+    if isinstance(leaf, np.ndarray):
+        leaf = _array_to_tensor(leaf, name)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    nan = torch.isnan(leaf)
+    if nan.any():
+        raise DataError(
+            f"`{name}` has {int(nan.sum())} NaN, the first at index {nan.nonzero()[0].tolist()}. "
+            "Drop or impute those rows, or fill them with a number and mask them in the model."
+        )
+    return leaf.to(device)
+
+
+def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    kind, size = array.dtype.kind, array.itemsize
+    if kind not in "biuf" or isinstance(array, np.ma.MaskedArray):
+        found = f"dtype {array.dtype}" if kind not in "biuf" else "a mask"
+        raise DataError(
+            f"`{name}` must be plain real numbers, but it has {found}. Select the numeric "
+            "columns, encode categories and dates as numbers, and fill masked entries."
+        )
+    dtype = array.dtype.newbyteorder("=")
+    # torch has no floats of more than 64 bits, and can't index unsigned integers of more than 8.
+    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
+        dtype = np.dtype(np.float64 if kind == "f" else np.int64)
+    tensor = torch.from_numpy(np.array(array, dtype, order="C"))
+    return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
+
+
+def number_array(values: list[Any]) -> np.ndarray[Any, Any]:
+    """A list of numbers, or of equally long lists of them, as an array.
+
+    Raises:
+        DataError: it is anything else.
+    """
+
+    def only_numbers(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(only_numbers, value))
+        return isinstance(value, Real | np.bool_)
+
+    if only_numbers(values):
+        with suppress(ValueError):  # nested lists of different lengths
+            return np.asarray(values)
+    raise DataError(
+        "A list given as `data` must be numbers, or equally long lists of numbers. Pass a tuple "
+        "for several arguments, or a dict to name them."
+    )

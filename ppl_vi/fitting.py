@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -18,30 +20,21 @@ from tqdm.auto import tqdm
 
 from ppl_vi.data import Batch, DataSource, data_source
 from ppl_vi.errors import GuideError
-from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job, data_plates_of
-from ppl_vi.objectives import ELBO, EvidenceLowerBound, Objective
+from ppl_vi.objectives import ELBO
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
-from ppl_vi.preparation import prepare, structure_of
-from ppl_vi.program import (
-    KeepFrozen,
-    StartingValues,
-    Structure,
-    draw_plainly,
-    enumerated,
-    run,
-)
+from ppl_vi.preparation import structure_of
+from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
+from ppl_vi.running import estimators_of, final_bound, loss_and_grads_of, model_for
 from ppl_vi.starting import initial_values, resolve_guide
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, OnNan, train
 
 Program = Callable[..., Any]
-
-_BOUND_EVALUATIONS = 100
 
 
 def fit(
@@ -120,7 +113,7 @@ def fit(
         for restart in range(1, restarts):
             bar.set_description_str(f"restart {restart + 1} of {restarts}")
             first.start.restore()  # modules that the programs hold begin every restart alike
-            best = max(best, _fit_once(settings, restart, bar), key=lambda result: result.elbo)
+            best = max(best, _fit_once(settings, restart, bar), key=_finite_elbo)
         best.fitted.restore()
     return best
 
@@ -142,10 +135,15 @@ def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any) -> No
             f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}."
         )
     for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}.")
     if on_nan not in ("raise", "skip"):
         raise ValueError(f"on_nan must be 'raise' or 'skip', not {on_nan!r}.")
+
+
+def _finite_elbo(result: FitResult) -> float:
+    """By what restarts compare; a NaN would compare with nothing."""
+    return -math.inf if math.isnan(result.elbo) else result.elbo
 
 
 @dataclass(frozen=True)
@@ -176,10 +174,10 @@ def _trained(
     settings: _Settings, job: Job, structure: Structure, started: float, bar: tqdm[Any]
 ) -> FitResult:
     objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
-    model = _model_for(objective, job, structure)
+    model = model_for(objective, job, structure)
     start = FittedParameters.capture((job.model, job.guide))
     losses, reason = train(
-        _loss_and_grads(objective, model, job),
+        loss_and_grads_of(objective, model, job),
         _endless(settings.source),
         make_stepper(settings.optimizer, _trainable(), settings.steps),
         settings.steps,
@@ -194,9 +192,9 @@ def _trained(
         start=start,
         fitted=FittedParameters.capture((job.model, job.guide)),
         losses=torch.tensor(losses),
-        bound=_final_bound(objective, model, job, elbo),
+        bound=final_bound(objective, model, job, elbo),
         elbo=elbo,
-        estimators=_estimators_of(objective, job),
+        estimators=estimators_of(objective, job),
         num_steps=len(losses),
         seconds=time.perf_counter() - started,
         stop_reason=reason,
@@ -212,59 +210,6 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         job = Job(model, guide, source, plates)
         return job, job.check()
-
-
-def _model_for(objective: pyro.infer.ELBO, job: Job, structure: Structure) -> Program:
-    """The model as the objective runs it: Pyro's are told which sites to sum out."""
-    if isinstance(objective, Objective):
-        _estimators_of(objective, job)  # may refuse a site
-        return job.model
-    if not structure.marginalized:
-        return job.model
-    if not isinstance(objective, pyro.infer.TraceEnum_ELBO):
-        raise GuideError(
-            f"site '{structure.marginalized[0]}' is discrete and the guide leaves it out, but "
-            f"{type(objective).__name__} cannot sum it out. Use ppl_vi.ELBO or TraceEnum_ELBO."
-        )
-    return enumerated(job.model, structure.marginalized)
-
-
-def _estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
-    """The estimator of each site, in words."""
-    if not isinstance(objective, Objective):
-        return {}
-    batch = next(job.source.sequence())
-    with job.handler(batch):
-        chosen = prepare(objective, job.pair(batch)).estimators
-    return {name: repr(estimator) for name, estimator in chosen.items()}
-
-
-def _loss_and_grads(
-    objective: pyro.infer.ELBO, model: Program, job: Job
-) -> Callable[[Batch], float]:
-    def loss_and_grads(batch: Batch) -> float:
-        with job.handler(batch), KeepFrozen():
-            return float(objective.loss_and_grads(model, job.guide, *batch.args, **batch.kwargs))
-
-    return loss_and_grads
-
-
-def _final_bound(objective: pyro.infer.ELBO, model: Program, job: Job, elbo: Estimate) -> Estimate:
-    """The objective's value on all rows; that of an ELBO is the ELBO."""
-    if isinstance(objective, EvidenceLowerBound):
-        return elbo
-    with torch.no_grad(), forked_rng(seed=0), KeepFrozen():
-        values = [_objective_value(objective, model, job) for _ in range(_BOUND_EVALUATIONS)]
-    spread = torch.tensor(values).std().item()
-    return Estimate(sum(values) / len(values), spread / len(values) ** 0.5)
-
-
-def _objective_value(objective: pyro.infer.ELBO, model: Program, job: Job) -> float:
-    total = 0.0
-    for pair, share, handler in job.weighted_pairs():
-        with handler:
-            total -= share * objective.loss(model, pair.guide, *pair.args, **pair.kwargs)
-    return total
 
 
 def _endless(source: DataSource) -> Iterator[Batch]:
@@ -286,7 +231,10 @@ def _trainable() -> dict[str, Tensor]:
 def _blame(job: Job, batch: Batch) -> str:
     """Which sites have a log-probability that is not finite, in words."""
     pair = job.pair(batch)
-    with torch.no_grad(), job.handler(batch):
-        factors = run(structure_of(pair), pair, draw_plainly, 1).factors
+    try:
+        with torch.no_grad(), job.handler(batch):
+            factors = run(structure_of(pair), pair, draw_plainly, 1).factors
+    except (ValueError, RuntimeError) as error:
+        return f"; {str(error).splitlines()[0].rstrip('.')}"
     bad = [f"'{n}'" for f in factors if not torch.isfinite(f.log_prob).all() for n in f.sites]
     return f"; log-probabilities that are not finite: {', '.join(bad)}" if bad else ""

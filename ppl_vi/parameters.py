@@ -13,9 +13,15 @@ from torch import Tensor
 
 
 def trainable() -> dict[str, Tensor]:
-    """The unconstrained parameters of the current scope that ask for a gradient, by name."""
-    named = pyro.get_param_store().named_parameters()
-    return {name: parameter for name, parameter in named if parameter.requires_grad}
+    """The unconstrained parameters of the current scope that ask for a gradient, by name.
+
+    A tensor with two names (a module that is part of two others) comes once, so as to move once.
+    """
+    named: dict[Tensor, str] = {}
+    for name, parameter in pyro.get_param_store().named_parameters():
+        if parameter.requires_grad:
+            named.setdefault(parameter, name)
+    return {name: parameter for parameter, name in named.items()}
 
 
 def _buffers(programs: tuple[Any, ...]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tqdm.auto import tqdm
 
 from ppl_vi.data import Batch
@@ -67,12 +68,12 @@ def train(
         FloatingPointError: a loss or a gradient is not finite, and ``on_nan`` is ``"raise"``.
     """
     losses: list[float] = []
-    smoothed = math.nan
+    smoothed, shown = math.nan, bar.n
     for step in range(1, steps + 1):
         batch = next(batches)
         parameters = trainable()
         stepper.zero_grad(parameters)
-        loss = loss_and_grads(batch)
+        loss = _loss(loss_and_grads, batch)
         parameters = trainable()
         losses.append(loss)
         if _finite(loss, parameters):
@@ -80,17 +81,23 @@ def train(
             smoothed = loss if math.isnan(smoothed) else smoothed + _SMOOTHING * (loss - smoothed)
         elif on_nan == "raise":
             raise FloatingPointError(_complaint(step, loss, parameters, blame(batch)))
-        _show(bar, step, steps, smoothed)
+        if step % _STEPS_PER_REFRESH == 0 or step == steps:
+            bar.set_postfix_str(f"ELBO {-smoothed:.5g}", refresh=False)
+            bar.update(shown + step - bar.n)
         told = Progress(step, loss, smoothed)
         if any([callback(told) for callback in callbacks]):  # every callback hears of every step
             return losses, StopReason.CALLBACK
     return losses, StopReason.STEPS
 
 
-def _show(bar: tqdm[None], step: int, steps: int, smoothed: float) -> None:
-    if step % _STEPS_PER_REFRESH == 0 or step == steps:
-        bar.set_postfix_str(f"ELBO {-smoothed:.5g}", refresh=False)
-        bar.update(step - bar.n)
+def _loss(loss_and_grads: Callable[[Batch], float], batch: Batch) -> float:
+    """The loss, NaN where a matrix of the programs has no decomposition."""
+    try:
+        return loss_and_grads(batch)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, LinAlgError) or isinstance(error.__cause__, LinAlgError):
+            return math.nan
+        raise
 
 
 def _finite(loss: float, parameters: Mapping[str, Tensor]) -> bool:

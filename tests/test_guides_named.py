@@ -9,12 +9,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import (
-    AutoDelta,
     AutoDiagonalNormal,
     AutoGuideList,
     AutoIAFNormal,
     AutoLaplaceApproximation,
-    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoStructured,
@@ -24,18 +22,11 @@ from ppl_vi import fit
 
 X = torch.cat([torch.linspace(-2.5, -1.5, 6), torch.linspace(1.5, 2.5, 5)])
 NAMES = ["normal", "delta", "multivariate_normal", "lowrank"]
-CLASSES = [
-    AutoDelta,
-    AutoDiagonalNormal,
-    AutoLaplaceApproximation,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-]
+CLASSES = [AutoDiagonalNormal, AutoLaplaceApproximation]
 INSTANCES = {
     "AutoNormal": AutoNormal,
     "AutoDiagonalNormal": AutoDiagonalNormal,
-    "AutoIAFNormal": partial(AutoIAFNormal, hidden_dim=[12]),
+    "AutoIAFNormal": partial(AutoIAFNormal, hidden_dim=[20]),
     "AutoStructured": partial(AutoStructured, conditionals="normal"),
 }
 
@@ -89,19 +80,19 @@ def check(result):
     }
     assert all(SUPPORTS[name].check(draws[name]).all() for name in SUPPORTS)
     assert torch.isfinite(torch.tensor(result.elbo)) and torch.isfinite(result.losses).all()
-    assert result.losses.shape == (result.num_steps,) == (30,)
+    assert result.losses.shape == (result.num_steps,) == (6,)
     assert result.predict(num_samples=2)["x"].shape == (2, len(X))
     assert result.log_likelihood(2)["x"].shape == (2, len(X))
 
 
 @pytest.mark.parametrize("guide", [*NAMES, *CLASSES], ids=str)
 def test_names_and_classes(guide):
-    check(fit(constrained, guide, X, steps=30, seed=0, progress=False))
+    check(fit(constrained, guide, X, steps=6, seed=0, progress=False))
 
 
 @pytest.mark.parametrize("name", INSTANCES)
 def test_instances(name):
-    check(fit(constrained, INSTANCES[name](constrained), X, steps=30, seed=0, progress=False))
+    check(fit(constrained, INSTANCES[name](constrained), X, steps=6, seed=0, progress=False))
 
 
 def test_guide_lists():
@@ -110,13 +101,15 @@ def test_guide_lists():
     guide.append(
         AutoMultivariateNormal(poutine.block(constrained, hide=["mean", "width", "level"]))
     )
-    check(fit(constrained, guide, X, steps=30, seed=0, progress=False))
+    check(fit(constrained, guide, X, steps=6, seed=0, progress=False))
 
 
-@pytest.mark.parametrize("guide", [*NAMES, AutoDiagonalNormal], ids=str)
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    ("guide", "batch_size"),
+    [("normal", None), ("delta", 4), ("multivariate_normal", None), (AutoDiagonalNormal, 4)],
+)
 def test_discrete_latents_are_hidden_and_drawn_afterwards(guide, batch_size):
-    result = fit(discrete, guide, X, batch_size=batch_size, steps=100, seed=1, progress=False)
+    result = fit(discrete, guide, X, batch_size=batch_size, steps=60, seed=1, progress=False)
     draws = result.sample(5)
     assert draws["z"].shape == (5, len(X)) and not draws["z"].is_floating_point()
     # Rows of one side have one label, those of the other side the other.
@@ -158,13 +151,12 @@ def test_restarts_of_a_model_with_initial_values_all_start_there():
 
 
 @pytest.mark.parametrize("guide", NAMES)
-@pytest.mark.parametrize("default", [torch.float64, torch.float32])
-def test_the_default_dtype(guide, default):
-    torch.set_default_dtype(default)
+def test_the_default_dtype(guide):
+    torch.set_default_dtype(torch.float64)
     try:
-        result = fit(constrained, guide, X.numpy(), steps=3, progress=False)
-        assert {value.dtype for value in result.sample(2).values()} == {default}
-        assert {value.dtype for value in result.params.values()} == {default}
+        result = fit(discrete, guide, X.numpy(), steps=3, progress=False)
+        assert {v.dtype for v in result.sample(2).values()} == {torch.float64, torch.int64}
+        assert {value.dtype for value in result.params.values()} == {torch.float64}
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -149,15 +149,17 @@ def bernoulli_guide(x):
 
 
 PYROS = {
-    "Trace_ELBO": pyro.infer.Trace_ELBO(num_particles=8),
+    "Trace_ELBO": pyro.infer.Trace_ELBO(num_particles=4),
     "vectorized": pyro.infer.Trace_ELBO(num_particles=8, vectorize_particles=True),
     "TraceGraph_ELBO": pyro.infer.TraceGraph_ELBO(num_particles=4),
     "TraceMeanField_ELBO": pyro.infer.TraceMeanField_ELBO(),
 }
 
 
-@pytest.mark.parametrize("name", PYROS)
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [("Trace_ELBO", 4), ("vectorized", 4), ("TraceGraph_ELBO", None), ("TraceMeanField_ELBO", 4)],
+)
 def test_pyro_objectives(name, batch_size):
     result = fit(
         model,
@@ -166,7 +168,7 @@ def test_pyro_objectives(name, batch_size):
         objective=PYROS[name],
         optimizer=partial(torch.optim.Adam, lr=0.05),
         batch_size=batch_size,
-        steps=200,
+        steps=120,
         seed=0,
         progress=False,
     )
@@ -232,10 +234,10 @@ def test_baselines_of_pyro():
         p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
         pyro.sample("z", dist.Bernoulli(p), infer=baseline)
 
-    objective = pyro.infer.TraceGraph_ELBO(8)
+    objective = pyro.infer.TraceGraph_ELBO(4)
     adam = partial(torch.optim.Adam, lr=0.05)
     result = fit(
-        bernoulli, with_baseline, x, objective=objective, optimizer=adam, steps=150, seed=0,
+        bernoulli, with_baseline, x, objective=objective, optimizer=adam, steps=100, seed=0,
         progress=False,
     )  # fmt: skip
     assert abs(result.params["p"] - log_odds.sigmoid()) < 0.1
@@ -247,8 +249,24 @@ def test_trace_enum_with_an_enumerated_guide():
     guide = pyro.infer.config_enumerate(bernoulli_guide)
     adam = partial(torch.optim.Adam, lr=0.05)
     result = fit(
-        bernoulli, guide, x, objective=pyro.infer.TraceEnum_ELBO(), optimizer=adam, steps=150, seed=0,
+        bernoulli, guide, x, objective=pyro.infer.TraceEnum_ELBO(), optimizer=adam, steps=100, seed=0,
         progress=False,
     )  # fmt: skip
     assert abs(result.params["p"] - log_odds.sigmoid()) < 0.01
     assert result.bound.standard_error < 1e-5
+
+
+def test_a_parameter_with_two_names_moves_once():
+    """As in AutoIAFNormal, whose network is part of a list and of the guide."""
+    shared = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(shared.weight)
+
+    def twice(x):
+        pyro.module("one", shared)
+        pyro.module("two", shared)
+        pyro.factor("line", shared.weight.sum())
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = lambda x: pyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731
+    fit(twice, guide, X, optimizer=partial(torch.optim.SGD, lr=1.0), steps=1, progress=False)
+    assert shared.weight.item() == 1.0

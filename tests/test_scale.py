@@ -21,8 +21,9 @@ SIZES = torch.tensor([4, 4, 3], dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
-def _double_precision():
+def _double_precision(monkeypatch):
     torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr("ppl_vi.evaluation._MOST_DRAWS", 16)  # the same ones in every fit
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -265,13 +266,13 @@ def test_the_scale_is_rows_over_the_rows_of_this_batch(drop_last):
     torch.testing.assert_close(result.losses.double(), expected)
 
 
-@pytest.mark.parametrize("guide", ["normal", "delta", AutoNormal, AutoDelta])
+@pytest.mark.parametrize("guide", ["normal", AutoDelta])
 def test_local_latents_of_ragged_batches_with_restarts(guide):
     """Each row has its own factor, which moves towards its own observation."""
     model, _ = local_parameters(subsampled)
     rows = Data(torch.linspace(-3, 3, N).unsqueeze(-1).expand(N, 3) + 0.0, torch.zeros(N, 2))
     result = fit(
-        model, guide, tuple(rows), steps=300, batch_size=BATCH, restarts=2, seed=0, progress=False
+        model, guide, tuple(rows), steps=200, batch_size=BATCH, restarts=2, seed=0, progress=False
     )
     local = result.sample(200)["z"]
     assert local.shape == (200, N, 2)

@@ -58,10 +58,11 @@ def disturb(progress):
     random.random(), np.random.rand(), torch.rand(1)
 
 
-@pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize("callback", [disturb, stop], ids=["success", "failure"])
-@pytest.mark.parametrize("guide", [guide, "normal", "multivariate_normal"])
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    ("guide", "batch_size", "validate"),
+    [(guide, None, True), (guide, 4, False), ("normal", 4, True), ("lowrank", None, False)],
+)
 def test_global_state_is_what_it_was(guide, batch_size, callback, validate):
     """Also where the store holds parameters of the same names, with other shapes."""
     for name in ("loc", "width", "AutoNormal.locs.mean"):
@@ -89,9 +90,15 @@ def test_an_unseeded_fit_draws_from_the_global_state():
     assert torch.equal(quick().losses, one.losses)
 
 
-@pytest.mark.parametrize("guide", [guide, "normal", "multivariate_normal", AutoDiagonalNormal])
 @pytest.mark.parametrize(
-    "options", [{}, {"batch_size": 4}, {"restarts": 2}, {"objective": pyro.infer.Trace_ELBO()}]
+    ("guide", "options"),
+    [
+        (guide, {"restarts": 2}),
+        (guide, {"objective": pyro.infer.Trace_ELBO()}),
+        ("normal", {"batch_size": 4}),
+        ("multivariate_normal", {"restarts": 2}),
+        (AutoDiagonalNormal, {}),
+    ],
 )
 def test_a_seed_repeats_the_fit(guide, options):
     one = quick(guide=guide, seed=3, **options)
@@ -143,7 +150,7 @@ def registered():
 @pytest.mark.filterwarnings("ignore:bias was not registered:UserWarning")
 @pytest.mark.parametrize("objective", [ELBO(2), pyro.infer.Trace_ELBO()], ids=["ELBO", "Pyro's"])
 @pytest.mark.parametrize("make", [Regression, registered])
-@pytest.mark.parametrize("guide", ["normal", AutoNormal, "user's"])
+@pytest.mark.parametrize("guide", ["normal", "user's"])
 def test_frozen_parameters_stay_frozen(make, objective, guide):
     model = make()
     bias, weight = model.linear.bias, model.linear.weight
@@ -194,7 +201,7 @@ def test_a_result_owns_copies():
 
 def test_an_autoguide_instance_is_trained_in_place():
     guide = AutoNormal(model)
-    result = quick(guide=guide, steps=300, seed=0)
+    result = quick(guide=guide, steps=200, seed=0)
     assert result.guide is guide
     median = guide.median()["mean"]
     torch.testing.assert_close(median, result.params["AutoNormal.locs.mean"])

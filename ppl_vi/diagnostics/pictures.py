@@ -77,7 +77,8 @@ def mixture_picture(
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     blend = responsibilities.numpy() @ palette
-    axes.scatter(*data.T.numpy(), c=blend.clip(0, 1), s=22, alpha=0.75, linewidths=0)
+    first, second = data.T.numpy()
+    axes.scatter(first, second, c=blend.clip(0, 1), s=22, alpha=0.75, linewidths=0)
     for k, color in enumerate(palette):
         for s in range(min(_THIN_ELLIPSES, len(means))):
             _ellipse(axes, means[s, k], covariances[s, k], color, linewidth=0.5, alpha=0.25)

@@ -58,11 +58,7 @@ def _draw_marginalized(
     """Draw summed-out sites one after the other, each given those before it, the rest summed out."""
     trace = model_particles(structure, pair, values, num_draws)
     packed_by_plates, symbols = packed_terms(trace, structure.marginalized)
-    # A plate of one element leaves no dimension in any term, and Pyro cannot contract over it.
-    present = {dim for group in packed_by_plates.values() for term in group for dim in term._pyro_dims}
-    terms: dict[frozenset[str], list[Tensor]] = {}
-    for plates, group in packed_by_plates.items():
-        terms.setdefault(plates & present, []).extend(group)
+    terms, present = _without_singletons(packed_by_plates)
     drawn = {}
     for name in structure.marginalized:
         site = sample_sites(trace)[name]
@@ -72,10 +68,10 @@ def _draw_marginalized(
         ordinal = present.intersection(trace.plate_to_symbol[frame.name] for frame in frames)
         if symbol in symbols:
             logits = contract_to_tensor(
-                OrderedDict(terms), set(symbols), target_ordinal=frozenset(ordinal), target_dims={symbol}
+                OrderedDict(terms), set(symbols), target_ordinal=ordinal, target_dims={symbol}
             )
             last = logits._pyro_dims.index(symbol)
-            labels = Categorical(logits=logits[...].movedim(last, -1)).sample()
+            labels: Any = Categorical(logits=logits[...].movedim(last, -1)).sample()
             labels._pyro_dims = logits._pyro_dims.replace(symbol, "")
             for key, group in terms.items():
                 terms[key] = [
@@ -91,6 +87,21 @@ def _draw_marginalized(
         index = select_dims(index, dims, 0, name).expand(sizes)
         drawn[name] = support[index].reshape(num_draws, *structure.sites[name].shape)
     return drawn
+
+
+def _without_singletons(
+    packed_by_plates: Mapping[frozenset[str], Sequence[Any]],
+) -> tuple[dict[frozenset[str], list[Any]], frozenset[str]]:
+    """The terms by plates of more than one element, and all dimensions that are left.
+
+    A plate of one element leaves no dimension in any term, and Pyro cannot contract over it.
+    """
+    every = [term for group in packed_by_plates.values() for term in group]
+    present = frozenset(dim for term in every for dim in term._pyro_dims)
+    terms: dict[frozenset[str], list[Any]] = {}
+    for plates, group in packed_by_plates.items():
+        terms.setdefault(plates & present, []).extend(group)
+    return terms, present
 
 
 def _support(site: Mapping[str, Any]) -> Tensor:
@@ -168,8 +179,13 @@ def pointwise_log_likelihood(
         found = {}
         for factor in run_model(structure, pair, draws, num_draws):
             others = [name for name in factor.sites if structure.sites[name].kind != "marginalized"]
-            if len(others) == 1 and others[0] in observed:
-                found[others[0]] = factor.log_prob
+            if len(others) != 1 or others[0] not in observed:
+                continue
+            plates = structure.sites[others[0]].plates
+            # A latent left of a plate ties its elements: there is no likelihood of each alone.
+            if all(p in factor.plates or structure.plates[p].size == 1 for p in plates):
+                sizes = [structure.plates[p].size for p in plates]
+                found[others[0]] = factor.log_prob.reshape(num_draws, *sizes)
         if len(found) < len(observed):
             for factor in run_model(completed(structure), pair, draws, num_draws):
                 if factor.sites[0] in observed:

@@ -117,7 +117,7 @@ def check(twins, bound, surrogate, objective, pair, rtol_of=lambda name: RTOL):
         assert worst < rtol_of(name), name
 
 
-@pytest.mark.parametrize(("dims", "pi", "sigma"), CASES)
+@grid(*CASES)
 @pytest.mark.parametrize("tau", ["fixed", pytest.param("learned", marks=pytest.mark.slow)])
 def test_the_joint_density_is_numpyros(twins, dims, tau, pi, sigma):
     import jax

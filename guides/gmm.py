@@ -125,7 +125,8 @@ class _Start:
 
     def _units(self) -> Tensor:
         """``[*event]``: the standard deviation of each dimension of the data."""
-        return self._data.std(0).clamp(min=torch.finfo(self._data.dtype).tiny)
+        deviation = self._data.std(0, correction=0)
+        return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
     def _distances(self, centers: Tensor) -> Tensor:
         """``[N, K]``: squared distances to the centers, each dimension in its own unit."""

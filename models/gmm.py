@@ -79,8 +79,8 @@ class BayesianGMM:
         self.tau = _positive("tau", tau, ("learned",))
         self.pi = _weights(pi, num_components)
         self.sigma = _positive("sigma", sigma, ("learned", "spherical", "diagonal", "full"))
-        self.concentration = float(_positive("concentration", concentration, ()))
-        self.spread = float(_positive("spread", spread, ()))
+        self.concentration = _number("concentration", concentration)
+        self.spread = _number("spread", spread)
 
     def __call__(self, data: Tensor) -> Tensor:
         """The joint density of the latents and the data; returns the data's site."""
@@ -114,7 +114,7 @@ class BayesianGMM:
     def _tau(self, data: Tensor) -> Tensor:
         if isinstance(self.tau, Tensor):
             return self.tau.to(data)
-        start = data.detach().square().mean().sqrt()
+        start = _not_zero(data.detach().square().mean().sqrt())
         tau: Tensor = pyro.param("tau", start, constraint=constraints.positive)
         return tau
 
@@ -124,7 +124,9 @@ class BayesianGMM:
             return self.sigma.to(data)
         if self.sigma == "learned":
             sigma: Tensor = pyro.param(
-                "sigma", data.detach().std() / self.num_components, constraint=constraints.positive
+                "sigma",
+                _not_zero(data.detach().std(correction=0)) / self.num_components,
+                constraint=constraints.positive,
             )
             return sigma
         prior = dist.HalfCauchy(data.new_tensor(self.spread))
@@ -173,7 +175,9 @@ class BayesianGMM:
             "diagonal": clusters.deviations,
             "full": clusters.deviations,
         }
-        values = {"mu": center, "pi": clusters.shares, "tau": center.square().mean().sqrt()}
+        # A single centre may lie at 0, where no scale can start.
+        tau = torch.maximum(center.square().mean().sqrt(), 0.1 * pooled)
+        values = {"mu": center, "pi": clusters.shares, "tau": tau}
         if isinstance(self.sigma, str):
             values["sigma"] = sigma[self.sigma]
         if self.sigma == "full":
@@ -214,6 +218,13 @@ class BayesianGMM:
         if not isinstance(data, Tensor) or data.dim() not in (1, 2) or not data.is_floating_point():
             found = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise DataError(f"BayesianGMM: data must be floating-point [N] or [N, D], not {found}.")
+        if not len(data):
+            raise DataError("BayesianGMM: data have no rows. Pass at least one.")
+        if isinstance(self.sigma, str) and self.sigma == "full" and data.shape[1:] == (1,):
+            raise DataError(
+                "BayesianGMM: sigma='full' needs two dimensions or more, but data are [N, 1]. Use "
+                "sigma='diagonal'."
+            )
         if data.dim() == 1 and self.sigma in ("diagonal", "full"):
             raise DataError(
                 f"BayesianGMM: sigma={self.sigma!r} needs data [N, D], but they are [N]. Use "
@@ -244,10 +255,25 @@ def _positive(name: str, value: Any, words: tuple[str, ...]) -> Any:
     allowed = " or ".join(["a positive number or tensor", *(repr(word) for word in words)])
     if isinstance(value, (str, bool)) or not isinstance(value, (int, float, Tensor)):
         raise ModelError(f"{name} must be {allowed}, not {value!r}.")
-    tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
-    if not bool((tensor > 0).all()):
+    dtype = torch.get_default_dtype()
+    if isinstance(value, Tensor) and value.is_floating_point():
+        dtype = value.dtype
+    tensor = torch.as_tensor(value, dtype=dtype)
+    if not bool(((tensor > 0) & tensor.isfinite()).all()):
         raise ModelError(f"{name} must be {allowed}, not {value!r}.")
     return tensor
+
+
+def _number(name: str, value: Any) -> float:
+    tensor: Tensor = _positive(name, value, ())
+    if tensor.numel() != 1:
+        raise ModelError(f"{name} must be one positive number, not {value!r}.")
+    return float(tensor)
+
+
+def _not_zero(scale: Tensor) -> Tensor:
+    """One in place of zero, where data are constant."""
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _weights(pi: Any, num_components: int) -> Any:

@@ -8,7 +8,8 @@ OUT ?= out
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-SOURCES := $(shell find ppl_vi models guides -name '*.py' -o -name '*.csv' -o -name py.typed) pyproject.toml
+# The folders too, since a removed file changes nothing else.
+SOURCES := $(shell find ppl_vi models guides -name __pycache__ -prune -o -print) pyproject.toml
 WHEELS := build/wheel
 
 .DEFAULT_GOAL := help

@@ -204,7 +204,8 @@ def _trained(
 def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     """Build the guide, create every parameter at its start, and check that all fits together."""
     model, source = settings.model, settings.source
-    plates = data_plates_of(model, source, settings.data_plate)
+    with pyro.get_param_store().scope():  # a look at the model creates no parameter
+        plates = data_plates_of(model, source, settings.data_plate)
     values = initial_values(model, source)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)

@@ -67,8 +67,16 @@ class FitResult:
 
     @property
     def guide(self) -> Callable[..., Any]:
-        """The fitted guide."""
-        return self.job.guide
+        """The fitted guide; a function is wrapped, so that it runs on the fitted parameters."""
+        guide = self.job.guide
+        if isinstance(getattr(guide, "__self__", guide), torch.nn.Module):
+            return guide
+
+        def fitted_guide(*args: Any, **kwargs: Any) -> Any:
+            with self.fitted.applied():
+                return guide(*args, **kwargs)
+
+        return fitted_guide
 
     @property
     def params(self) -> Draws:

@@ -16,7 +16,7 @@ TOP = {"ppl_vi/__init__.py", "ppl_vi/__main__.py", "ppl_vi/demo.py"}
 
 
 def imports() -> Iterator[tuple[str, str]]:
-    """Every (file, imported module or name) of the three folders."""
+    """Every (file, imported module or name) of the three folders; ruff forbids relative ones."""
     for folder in ("ppl_vi", "models", "guides"):
         for path in sorted((SOURCE / folder).rglob("*.py")):
             file = path.relative_to(SOURCE).as_posix()
@@ -25,6 +25,8 @@ def imports() -> Iterator[tuple[str, str]]:
                     yield from ((file, alias.name) for alias in node.names)
                 elif isinstance(node, ast.ImportFrom):
                     yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+                elif isinstance(node, ast.Attribute) and ast.unparse(node) == "pyro.poutine":
+                    yield file, "pyro.poutine"  # reached without an import of its own
 
 
 def offenders(module: str, allowed: str | tuple[str, ...]) -> list[tuple[str, str]]:

@@ -54,7 +54,10 @@ def posterior_table(data: Any) -> pd.DataFrame:
     """Means, standard deviations and highest-density intervals of the posterior group."""
     import arviz as az
 
-    table: pd.DataFrame = az.summary(data, kind="stats")
+    settings: dict[str, Any] = {"kind": "stats"}
+    if "ci_prob" in inspect.signature(az.summary).parameters:  # ArviZ 1.x has other defaults
+        settings |= {"ci_prob": 0.94, "ci_kind": "hdi", "round_to": 3}
+    table: pd.DataFrame = az.summary(data, **settings)
     return table
 
 

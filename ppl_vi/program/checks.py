@@ -76,6 +76,20 @@ def check_observed(model_sites: Mapping[str, Any]) -> None:
             )
 
 
+def check_scaled(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
+    """Raise a GuideError where rows are scaled up in the model, but not in the guide."""
+    for name in guide_sites.keys() & model_sites.keys():
+        frames = plate_frames(model_sites[name])
+        scaled = {f.name for f in frames if f.full_size and f.full_size > f.size}
+        missing = scaled - {frame.name for frame in plate_frames(guide_sites[name])}
+        if missing:
+            raise GuideError(
+                f"site '{name}' stands in the plate '{min(missing)}' over the rows of a batch in the "
+                f"model, but not in the guide, so that its log q would not be scaled. Put it in a "
+                f"pyro.plate('{min(missing)}', ...) in the guide too."
+            )
+
+
 def check_draw(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     """Raise a GuideError unless the model's site can take what the guide draws for it."""
     _check_shape(name, guide, model)

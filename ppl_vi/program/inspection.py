@@ -18,6 +18,7 @@ from ppl_vi.program.checks import (
     check_guide_sites,
     check_observed,
     check_plate,
+    check_scaled,
     innermost,
 )
 from ppl_vi.program.layout import plate_frames
@@ -57,6 +58,7 @@ def inspect(pair: Pair) -> Structure:
         model_sites = sample_sites(model_trace)
         sites = _describe(guide_sites, model_sites)
         check_guide_sites(guide_sites, model_sites)
+        check_scaled(guide_sites, model_sites)
         check_observed(model_sites)
         if not any(site.kind in ("latent", "auxiliary", "marginalized") for site in sites.values()):
             raise ModelError(

@@ -1,0 +1,85 @@
+"""What is installed: the whole package, its data, and nothing else."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ppl_vi
+from ppl_vi.datasets import old_faithful
+
+SOURCE = Path(os.environ.get("PPL_VI_SOURCE", Path(__file__).parents[1]))
+INSTALLED = importlib.metadata.distribution("ppl-vi")
+FILES = {file.as_posix() for file in INSTALLED.files or () if "__pycache__" not in file.parts}
+
+in_source = pytest.mark.skipif(
+    not (SOURCE / "ppl_vi").is_dir(), reason="the source is not here, only the package"
+)
+in_wheel = pytest.mark.skipif(
+    "ppl_vi/models/__init__.py" not in FILES, reason="installed in place, where no file moved"
+)
+
+
+def sources() -> dict[str, Path]:
+    """The Python files of the three folders, by where they are installed."""
+    folders = {"ppl_vi": "ppl_vi", "models": "ppl_vi/models", "guides": "ppl_vi/guides"}
+    return {
+        f"{target}/{path.relative_to(SOURCE / folder).as_posix()}": path
+        for folder, target in folders.items()
+        for path in (SOURCE / folder).rglob("*.py")
+    }
+
+
+@in_wheel
+def test_the_tests_import_what_is_installed() -> None:
+    assert Path(ppl_vi.__file__) == INSTALLED.locate_file("ppl_vi/__init__.py")
+
+
+@in_wheel
+def test_nothing_else_lands_beside_the_package() -> None:
+    tops = {file.split("/")[0] for file in FILES}
+    assert tops == {"ppl_vi", f"ppl_vi-{INSTALLED.version}.dist-info"}
+
+
+@in_wheel
+@in_source
+def test_the_wheel_holds_every_source_file_and_no_stale_one() -> None:
+    assert {file for file in FILES if file.endswith(".py")} == set(sources())
+
+
+@in_wheel
+def test_the_wheel_holds_types_data_and_license() -> None:
+    assert {"ppl_vi/py.typed", "ppl_vi/datasets/faithful.csv"} <= FILES
+    assert f"ppl_vi-{INSTALLED.version}.dist-info/licenses/LICENSE" in FILES
+    assert old_faithful().shape == (272, 2)
+
+
+def test_models_and_guides_have_one_name() -> None:
+    assert {"ppl_vi.models", "ppl_vi.guides"} <= set(sys.modules)
+    assert not {"models", "guides"} & set(sys.modules)
+
+
+@in_source
+def test_what_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]}
+    imported = {
+        name.split(".")[0]
+        for path in sources().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }
+    providers = importlib.metadata.packages_distributions()
+    outside = imported - sys.stdlib_module_names - {"ppl_vi"}
+    assert [name for name in sorted(outside) if not declared & set(providers.get(name, ()))] == []

@@ -13,7 +13,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_vi.errors import DataError, ModelError
-from ppl_vi.models.clusters import find_clusters
+from ppl_vi.models.clusters import Clusters, find_clusters
 
 Spread = float | Tensor | Literal["learned", "spherical", "diagonal", "full"]
 
@@ -167,6 +167,10 @@ class BayesianGMM:
         """
         self._check(data)
         clusters = find_clusters(data.reshape(len(data), -1), self.num_components)
+        if self._distinguishable:
+            # A fixed weight belongs to the cluster of its rank in size.
+            order = clusters.shares.argsort()[self.pi.argsort().argsort()]
+            clusters = Clusters(*(part[order] for part in clusters))
         center = clusters.means.reshape(self.num_components, *data.shape[1:])
         pooled = clusters.deviations.square().mean().sqrt()
         sigma = {
@@ -191,9 +195,10 @@ class BayesianGMM:
             draws: ``[num_draws, *site]`` by site; components are the first dimension of a site.
 
         Returns:
-            The same draws, every one under the same permutation; labels ``z`` follow.
+            The same draws, every one under the same permutation; labels ``z`` follow. Fixed unequal
+            weights tell the components apart, which then keep the order of the weights.
         """
-        if "mu" not in draws:
+        if "mu" not in draws or self._distinguishable:
             return dict(draws)
         first = draws["mu"].reshape(*draws["mu"].shape[:2], -1)[..., 0].mean(0)
         order = first.argsort()
@@ -213,6 +218,11 @@ class BayesianGMM:
         components = torch.arange(self.num_components, device=draws["z"].device)
         labelled = draws["z"].unsqueeze(-1) == components
         return labelled.to(draws["mu"].dtype).mean(0)
+
+    @property
+    def _distinguishable(self) -> bool:
+        """Whether fixed weights tell the components apart."""
+        return isinstance(self.pi, Tensor) and bool((self.pi != self.pi[0]).any())
 
     def _check(self, data: Any) -> None:
         if not isinstance(data, Tensor) or data.dim() not in (1, 2) or not data.is_floating_point():

@@ -70,6 +70,8 @@ def pair_of(model, data):
         ({"pi": [1.0, 0.0]}, "2 positive weights"),
         ({"concentration": 0.0}, "concentration must be a positive number"),
         ({"spread": "learned"}, "spread must be a positive number"),
+        ({"spread": torch.ones(2)}, "spread must be one positive number"),
+        ({"tau": float("inf")}, "tau must be a positive"),
     ],
 )
 def test_impossible_options(arguments, message):
@@ -86,6 +88,8 @@ def test_impossible_options(arguments, message):
         ("learned", [1.0, 2.0], "not list"),
         ("diagonal", torch.arange(6.0), "needs data"),
         ("full", torch.arange(6.0), "unsqueeze"),
+        ("full", torch.zeros(6, 1), "two dimensions or more"),
+        ("learned", torch.zeros(0), "no rows"),
     ],
 )
 def test_impossible_data(sigma, data, message):
@@ -248,6 +252,14 @@ def test_relabelling_is_one_permutation_of_all_sites(sigma):
             log_joint(model, data, renamed, k), log_joint(model, data, draws, k)
         )
     assert model.relabel({"pi": draws["pi"]})["pi"] is draws["pi"]
+
+
+def test_unequal_fixed_weights_name_the_components():
+    data = torch.cat([torch.randn(80) - 5, torch.randn(20) + 5])
+    model = BayesianGMM(2, pi=[0.2, 0.8])
+    assert (model.initial_values(data)["mu"].round() / 5).round().tolist() == [1.0, -1.0]
+    draws = {"mu": torch.tensor([[5.0, -5.0]])}
+    assert torch.equal(model.relabel(draws)["mu"], draws["mu"])
 
 
 # --- responsibilities ---------------------------------------------------------------------------

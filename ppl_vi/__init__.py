@@ -13,9 +13,32 @@ if not (_here / "models").is_dir() and (_here.parent / "models" / "__init__.py")
 
 from ppl_vi.errors import DataError, GuideError, ModelError
 from ppl_vi.estimate import Estimate
-from ppl_vi.estimators import Baseline, Estimator, LeaveOneOut, Pathwise, ScoreFunction
+from ppl_vi.estimators import (
+    Baseline,
+    ControlVariate,
+    DisARM,
+    Enumerate,
+    Estimator,
+    ImportanceSampled,
+    LeaveOneOut,
+    MeasureValued,
+    MovingAverage,
+    NeuralBaseline,
+    Pathwise,
+    Relax,
+    ScoreFunction,
+)
 from ppl_vi.fitting import fit
-from ppl_vi.objectives import ELBO, Objective, ReparameterizedELBO, ScoreFunctionELBO
+from ppl_vi.objectives import (
+    ELBO,
+    Expectation,
+    ForwardKL,
+    ImportanceWeightedELBO,
+    Objective,
+    RenyiELBO,
+    ReparameterizedELBO,
+    ScoreFunctionELBO,
+)
 from ppl_vi.registry import GuideStart, register_guide
 from ppl_vi.result import FitResult
 from ppl_vi.stopping import StopReason
@@ -24,17 +47,29 @@ from ppl_vi.training import Progress
 __all__ = [
     "ELBO",
     "Baseline",
+    "ControlVariate",
     "DataError",
+    "DisARM",
+    "Enumerate",
     "Estimate",
     "Estimator",
+    "Expectation",
     "FitResult",
+    "ForwardKL",
     "GuideError",
     "GuideStart",
+    "ImportanceSampled",
+    "ImportanceWeightedELBO",
     "LeaveOneOut",
+    "MeasureValued",
     "ModelError",
+    "MovingAverage",
+    "NeuralBaseline",
     "Objective",
     "Pathwise",
     "Progress",
+    "Relax",
+    "RenyiELBO",
     "ReparameterizedELBO",
     "ScoreFunction",
     "ScoreFunctionELBO",

@@ -75,8 +75,9 @@ def fit(
         steps: gradient steps.
         batch_size: rows in a minibatch. Tensors as long as the first one are rows.
         data_plate: the plate over the rows, where the model leaves a doubt.
-        restarts: independent fits; the one with the highest ELBO is returned. Names and classes of
-            guides start each from another place, guides that are objects always from the same.
+        restarts: independent fits; the one whose objective is highest on all rows is returned. Names
+            and classes of guides start each from another place, guides that are objects always from
+            the same.
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
@@ -113,7 +114,7 @@ def fit(
         for restart in range(1, restarts):
             bar.set_description_str(f"restart {restart + 1} of {restarts}")
             first.start.restore()  # modules that the programs hold begin every restart alike
-            best = max(best, _fit_once(settings, restart, bar), key=_finite_elbo)
+            best = max(best, _fit_once(settings, restart, bar), key=_finite_bound)
         best.fitted.restore()
     return best
 
@@ -141,9 +142,9 @@ def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any) -> No
         raise ValueError(f"on_nan must be 'raise' or 'skip', not {on_nan!r}.")
 
 
-def _finite_elbo(result: FitResult) -> float:
+def _finite_bound(result: FitResult) -> float:
     """By what restarts compare; a NaN would compare with nothing."""
-    return -math.inf if math.isnan(result.elbo) else result.elbo
+    return -math.inf if math.isnan(result.bound) else result.bound
 
 
 @dataclass(frozen=True)

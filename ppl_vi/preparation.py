@@ -3,51 +3,81 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ppl_vi.estimators import Estimator, Estimators, choose_estimators
-from ppl_vi.program import Dependencies, Pair, Structure, find_dependencies, inspect
+from ppl_vi.drawing import draw_with
+from ppl_vi.planning import Choices, Plan, make_plan
+from ppl_vi.program import (
+    ClosedForm,
+    Dependencies,
+    Pair,
+    Structure,
+    draw_plainly,
+    find_closed_forms,
+    find_dependencies,
+    independent_of_draws,
+    inspect,
+    run,
+)
+from ppl_vi.randomness import forked_rng
 
 
-class Choices(Protocol):
-    """The part of an objective that decides how sites are estimated."""
-
-    @property
-    def num_particles(self) -> int: ...
-
-    @property
-    def estimators(self) -> Estimators: ...
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The structure of a pair, and the estimator and dependencies of its sites."""
-
-    structure: Structure
-    estimators: Mapping[str, Estimator]
-    dependencies: Dependencies | None
-
-
-def prepare(choices: Choices, pair: Pair) -> Prepared:
-    """The pair's structure, the estimators of its sites and, where these ask, the dependencies.
+def prepare(choices: Choices, pair: Pair) -> Plan:
+    """The plan of an objective's estimates on a pair, made once for each shape of its arguments.
 
     Raises:
-        GuideError, ModelError, DataError: as ``inspect`` and the estimators do.
+        GuideError, ModelError, DataError: as ``inspect`` and ``make_plan`` do.
     """
+    known, asked = _known(pair), ("plan", id(choices), _shapes(pair))
+    owner, plan = known.get(asked, (None, None))
+    if owner is None or owner() is not choices:  # another objective may have had this identity
+        plan = _made(choices, pair)
+        known[asked] = weakref.ref(choices), plan
+    made: Plan = plan
+    return made
+
+
+def _made(choices: Choices, pair: Pair) -> Plan:
     structure = structure_of(pair)
-    estimators = choose_estimators(structure, choices.estimators, choices.num_particles)
-    credited = tuple(name for name, estimator in estimators.items() if estimator.uses_credit)
-    if not credited:
-        return Prepared(structure, estimators, None)
-    known, asked = _known(pair), ("dependencies", credited, _shapes(pair))
+    plan = make_plan(
+        choices,
+        structure,
+        lambda sites: dependencies_of(structure, pair, sites),
+        lambda dependencies: _closed_forms(structure, dependencies, pair),
+    )
+    if plan.dependencies is None:
+        return plan
+    if any(estimator.needs_batch for estimator in plan.estimators.values()):
+        with forked_rng(), torch.no_grad():  # what a proposal or a network can't do is said here
+            draw_with(plan, pair)
+    return replace(plan, dependencies=independent_of_draws(plan.dependencies, plan.forms))
+
+
+def dependencies_of(structure: Structure, pair: Pair, sites: tuple[str, ...]) -> Dependencies:
+    """What each draw of the guide reaches, found once for each shape of the arguments."""
+    known, asked = _known(pair), ("dependencies", sites, _shapes(pair))
     if asked not in known:
-        known[asked] = find_dependencies(structure, pair, credited)
-    return Prepared(structure, estimators, known[asked])
+        known[asked] = find_dependencies(structure, pair, sites)
+    dependencies: Dependencies = known[asked]
+    return dependencies
+
+
+def _closed_forms(
+    structure: Structure, dependencies: Dependencies, pair: Pair
+) -> dict[str, ClosedForm]:
+    known, asked = _known(pair), ("closed forms", _shapes(pair))
+    if asked not in known:
+        with forked_rng(), torch.no_grad():
+            tried = run(structure, pair, draw_plainly, 2)
+            known[asked] = find_closed_forms(structure, dependencies, tried)
+    forms: dict[str, ClosedForm] = known[asked]
+    return forms
 
 
 def structure_of(pair: Pair) -> Structure:

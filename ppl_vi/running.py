@@ -16,7 +16,6 @@ from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives import EvidenceLowerBound, Objective
-from ppl_vi.preparation import prepare
 from ppl_vi.program import KeepFrozen, Structure, enumerated
 from ppl_vi.randomness import forked_rng
 
@@ -50,8 +49,7 @@ def estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
         return {}
     batch = next(job.source.sequence())
     with job.handler(batch):
-        chosen = prepare(objective, job.pair(batch)).estimators
-    return {name: repr(estimator) for name, estimator in chosen.items()}
+        return objective.described(objective.plan(job.pair(batch)))
 
 
 def loss_and_grads_of(

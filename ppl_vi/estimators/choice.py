@@ -7,7 +7,8 @@ from typing import Literal
 
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Estimator
-from ppl_vi.estimators.baselines import LeaveOneOut
+from ppl_vi.estimators.baselines import LeaveOneOut, MovingAverage
+from ppl_vi.estimators.enumerate import Enumerate
 from ppl_vi.estimators.pathwise import Pathwise
 from ppl_vi.estimators.score_function import ScoreFunction
 from ppl_vi.program import Site, Structure
@@ -16,38 +17,48 @@ Estimators = Estimator | Mapping[str, Estimator] | Literal["auto"]
 """One estimator for every site, a dict by site (the others are ``"auto"``), or ``"auto"``."""
 
 
-def choose_estimators(
-    structure: Structure, estimators: Estimators, num_particles: int
-) -> dict[str, Estimator]:
-    """The estimator of each site that the guide draws, checked against it.
+def named_estimators(structure: Structure, estimators: Estimators) -> dict[str, Estimator]:
+    """The estimators that the user chose, by site of the guide; the others are left to ``"auto"``.
 
-    ``"auto"`` is pathwise where the distribution has a reparameterized draw, else the score
-    function with a leave-one-out baseline; discrete sites that the guide leaves out are summed out
-    and need none. A Delta has nothing to estimate and is always pathwise.
+    A Delta has nothing to estimate and is never chosen for by one estimator for all.
 
     Raises:
-        GuideError: a site is named that the guide does not draw, or an estimator refuses its site.
+        GuideError: a site is named that neither the guide draws nor the model sums out.
+        TypeError: what is given is not an estimator.
     """
-    named = estimators if isinstance(estimators, Mapping) else {}
-    unknown = [name for name in named if name not in structure.drawn]
-    if unknown:
-        drawn = ", ".join(f"'{name}'" for name in structure.drawn) or "none"
-        raise GuideError(
-            f"site '{unknown[0]}' has an estimator, but the guide draws no such site (it draws "
-            f"{drawn}). Correct the name, or leave it out."
+    if isinstance(estimators, Estimator):
+        return {n: estimators for n in structure.drawn if not structure.sites[n].fixed}
+    if isinstance(estimators, str) and estimators == "auto":
+        return {}
+    if not isinstance(estimators, Mapping):
+        raise TypeError(
+            f"estimators: pass an estimator, a dict by site or 'auto', not {estimators!r}."
         )
-    chosen = {}
-    for name in structure.drawn:
-        site = structure.sites[name]
-        if name in named:
-            chosen[name] = named[name]
-        elif isinstance(estimators, Estimator) and not site.fixed:
-            chosen[name] = estimators
-        else:
-            chosen[name] = _automatic(site)
-        chosen[name].check(site, num_particles)
-    return chosen
+    for name, estimator in estimators.items():
+        if not isinstance(estimator, Estimator):
+            raise TypeError(f"estimators: site '{name}' has {estimator!r}, which is no estimator.")
+        if name in structure.marginalized and isinstance(estimator, Enumerate):
+            continue  # the model sums it out anyway
+        if name not in structure.drawn:
+            raise GuideError(_unknown(structure, name))
+    return {name: e for name, e in estimators.items() if name in structure.drawn}
 
 
-def _automatic(site: Site) -> Estimator:
-    return Pathwise() if site.reparameterizable else ScoreFunction(LeaveOneOut())
+def automatic(site: Site, num_particles: int) -> Estimator:
+    """The estimator of a site that is neither named nor enumerated."""
+    if site.reparameterizable:
+        return Pathwise()
+    return ScoreFunction(LeaveOneOut() if num_particles > 1 else MovingAverage())
+
+
+def _unknown(structure: Structure, name: str) -> str:
+    if name in structure.marginalized:
+        return (
+            f"site '{name}' has an estimator, but the guide leaves it out, so that the model sums it "
+            f"out. Draw it in the guide, or use Enumerate()."
+        )
+    drawn = ", ".join(f"'{other}'" for other in structure.drawn) or "none"
+    return (
+        f"site '{name}' has an estimator, but the guide draws no such site (it draws {drawn}). "
+        f"Correct the name, or leave it out."
+    )

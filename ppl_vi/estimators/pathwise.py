@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Estimator
-from ppl_vi.program import Latent, Site
+from ppl_vi.estimators.grid import Place
+from ppl_vi.program import Site
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,30 @@ class Pathwise(Estimator):
     Unbiased wherever the distribution has ``rsample`` and f is differentiable; usually the least
     noisy. Implicit derivatives (Gamma, Beta, Dirichlet) are those of torch.
 
+    Args:
+        stick_the_landing: drop the score of q, whose mean is zero, from the gradient of -log q. The
+            noise then vanishes as q becomes the posterior. For bounds that are a mean of
+            log-weights; a site keeps its sampled log q in the gradient even where a closed form
+            gives the bound's value.
+
     Raises:
-        GuideError: the site's distribution has no reparameterized draw.
+        GuideError: the site's distribution has no reparameterized draw, or sticking the landing
+            meets another kind of bound.
 
     Example:
         >>> from ppl_vi import ELBO, Pathwise
-        >>> objective = ELBO(num_particles=4, estimators=Pathwise())
+        >>> objective = ELBO(num_particles=4, estimators=Pathwise(stick_the_landing=True))
 
-    Source: Kingma and Welling (2014); Figurnov et al. (2018) for implicit derivatives.
+    Source: Kingma and Welling (2014); Figurnov et al. (2018) for implicit derivatives; Roeder, Wu and
+    Duvenaud (2017) for sticking the landing.
     """
 
+    stick_the_landing: bool = False
     uses_credit: ClassVar[bool] = False
+
+    @property
+    def linear_only(self) -> bool:  # type: ignore[override]
+        return self.stick_the_landing
 
     def check(self, site: Site, num_particles: int) -> None:
         if not site.reparameterizable:
@@ -38,9 +52,6 @@ class Pathwise(Estimator):
                 f"has none. Use ScoreFunction() for this site."
             )
 
-    def draw(self, distribution: Any) -> Tensor:
+    def draw(self, distribution: Any, place: Place) -> Tensor:
         value: Tensor = distribution.rsample()
         return value
-
-    def term(self, latent: Latent, credit: Tensor) -> Tensor:
-        return credit.new_zeros(())

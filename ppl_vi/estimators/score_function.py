@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Baseline, Estimator
-from ppl_vi.program import Latent, Site
+from ppl_vi.estimators.draws import Draws
+from ppl_vi.estimators.grid import Place
+from ppl_vi.program import Site
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,42 @@ class ScoreFunction(Estimator):
     uses_credit: ClassVar[bool] = True
 
     @property
+    def needs_batch(self) -> bool:  # type: ignore[override]
+        return self.baseline is not None and self.baseline.needs_batch
+
+    @property
     def subtracted(self) -> Baseline | None:
         return self.baseline
 
     def check(self, site: Site, num_particles: int) -> None:
-        if site.fixed:
-            raise GuideError(
-                f"site '{site.name}': ScoreFunction needs a random draw, but the guide's distribution "
-                f"is a Delta. Use Pathwise() for this site."
-            )
-        if site.moving_support:
-            raise GuideError(
-                f"site '{site.name}': ScoreFunction is wrong where a trainable parameter moves the "
-                f"support of {site.distribution}. Use Pathwise(), or fix that parameter."
-            )
+        check_has_score(site, type(self).__name__)
         if self.baseline is not None:
             self.baseline.check(site, num_particles)
 
-    def draw(self, distribution: Any) -> Tensor:
-        with torch.no_grad():
-            # The clone defeats the caches of transforms, which would hide the score's gradient.
-            value: Tensor = distribution.sample().clone()
-        return value
+    def draw(self, distribution: Any, place: Place) -> Tensor:
+        return detached_draw(distribution)
 
-    def term(self, latent: Latent, credit: Tensor) -> Tensor:
-        return (latent.log_q * credit.detach()).sum()
+    def term(self, draws: Draws, credit: Tensor, state: nn.Module | None) -> Tensor:
+        return (draws.log_q * credit).sum()
+
+
+def check_has_score(site: Site, estimator: str) -> None:
+    """Raise a GuideError where the score of the site's draws does not give the whole gradient."""
+    if site.fixed:
+        raise GuideError(
+            f"site '{site.name}': {estimator} needs a random draw, but the guide's distribution "
+            f"is a Delta. Use Pathwise() for this site."
+        )
+    if site.moving_support:
+        raise GuideError(
+            f"site '{site.name}': {estimator} is wrong where a trainable parameter moves the "
+            f"support of {site.distribution}. Use Pathwise(), or fix that parameter."
+        )
+
+
+def detached_draw(distribution: Any) -> Tensor:
+    """A draw that no gradient passes through."""
+    with torch.no_grad():
+        # The clone defeats the caches of transforms, which would hide the score's gradient.
+        value: Tensor = distribution.sample().clone()
+    return value

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from ppl_vi.estimators import Baseline, Estimators, LeaveOneOut, Pathwise, ScoreFunction
-from ppl_vi.objectives.base import Objective, check_num_particles
+from ppl_vi.objectives.base import BoundObjective, check_count
 
 
-class EvidenceLowerBound(Objective, ABC):
-    """E_q[log p(x, z) - log q(z)], the mean of the log-weights."""
+class MeanObjective(BoundObjective, ABC):
+    """The mean over particles of what each of them weighs."""
+
+    linear: ClassVar[bool] = True
 
     def bound(self, log_w: Tensor) -> Tensor:
         return log_w.mean(0)
 
     def drop(self, log_w: Tensor, new: Tensor) -> Tensor:
         return (log_w - new) / log_w.shape[0]
+
+    def share(self, log_w: Tensor) -> Tensor:
+        return log_w / log_w.shape[0]
+
+
+class EvidenceLowerBound(MeanObjective, ABC):
+    """E_q[log p(x, z) - log q(z)], the mean of the log-weights."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class ELBO(EvidenceLowerBound):
     Args:
         num_particles: S, draws from the guide in each estimate.
         estimators: one estimator for every site, a dict by site, or ``"auto"``.
+        analytic: replace a site's log p - log q by minus their KL divergence, or -log q by the
+            entropy, wherever torch has the closed form and the site's prior depends on nothing that
+            the guide draws from it. Same bound, less noise.
 
     Raises:
         ValueError: ``num_particles`` is not a positive integer.
@@ -45,9 +58,10 @@ class ELBO(EvidenceLowerBound):
 
     num_particles: int = 8
     estimators: Estimators = "auto"
+    analytic: bool = True
 
     def __post_init__(self) -> None:
-        check_num_particles(self.num_particles)
+        check_count("num_particles", self.num_particles)
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class ReparameterizedELBO(EvidenceLowerBound):
     estimators: Estimators = field(init=False, default_factory=Pathwise)
 
     def __post_init__(self) -> None:
-        check_num_particles(self.num_particles)
+        check_count("num_particles", self.num_particles)
 
 
 @dataclass(frozen=True)
@@ -97,5 +111,5 @@ class ScoreFunctionELBO(EvidenceLowerBound):
     estimators: Estimators = field(init=False)
 
     def __post_init__(self) -> None:
-        check_num_particles(self.num_particles)
+        check_count("num_particles", self.num_particles)
         object.__setattr__(self, "estimators", ScoreFunction(self.baseline))

@@ -1,8 +1,16 @@
 """A typed view of Pyro programs; the only package that touches ``pyro.poutine``."""
 
 from ppl_vi.program.batches import Arguments, enumerable_sites, find_data_plates, plate_dims
-from ppl_vi.program.dependencies import Dependencies, find_dependencies
+from ppl_vi.program.closed_forms import (
+    ClosedForm,
+    find_closed_forms,
+    independent_of_draws,
+    with_closed_forms,
+)
+from ppl_vi.program.dependencies import Dependencies, FactorKey, find_dependencies, key
+from ppl_vi.program.expectation import only_expectation, valued
 from ppl_vi.program.inspection import inspect
+from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
 from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide
 from ppl_vi.program.posterior import (
     completed,
@@ -13,16 +21,19 @@ from ppl_vi.program.posterior import (
     predictive_draws,
     squeezed,
 )
-from ppl_vi.program.run import Factor, Latent, Run, run
+from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
 
 __all__ = [
     "Arguments",
+    "Batched",
+    "ClosedForm",
     "DataPlate",
     "Dependencies",
     "Draw",
     "Factor",
+    "FactorKey",
     "KeepFrozen",
     "Latent",
     "Pair",
@@ -31,20 +42,32 @@ __all__ = [
     "Site",
     "StartingValues",
     "Structure",
+    "align",
     "completed",
     "deterministic_values",
     "draw_latents",
     "draw_plainly",
     "enumerable_sites",
     "enumerated",
+    "expanded_parameter",
+    "find_closed_forms",
     "find_data_plates",
     "find_dependencies",
     "hide",
+    "independent_of_draws",
+    "innermost",
     "inspect",
+    "joint_support",
+    "key",
     "observed_values",
+    "only_expectation",
     "plate_dims",
     "pointwise_log_likelihood",
     "predictive_draws",
     "run",
+    "run_guide",
+    "run_model",
     "squeezed",
+    "valued",
+    "with_closed_forms",
 ]

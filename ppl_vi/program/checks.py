@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from ppl_vi.errors import DataError, GuideError
-from ppl_vi.program.layout import plate_frames
+from ppl_vi.program.layout import innermost, plate_frames
 
 
 def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
@@ -190,17 +190,6 @@ def _broadcasts_to(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 def _family(site: Mapping[str, Any]) -> str:
     return type(innermost(site["fn"])).__name__
-
-
-def innermost(distribution: Any) -> Any:
-    """The distribution inside ``.expand()``, ``.to_event()`` and ``.mask()``."""
-    while type(distribution).__name__ in (
-        "ExpandedDistribution",
-        "Independent",
-        "MaskedDistribution",
-    ):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def _listed(sites: Mapping[str, Any]) -> str:

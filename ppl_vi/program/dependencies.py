@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ppl_vi.program.layout import unmasked
 from ppl_vi.program.run import Factor, Run, run
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair
@@ -37,11 +38,19 @@ class Dependencies:
     Attributes:
         downstream: for each site, the factors (by ``key``) whose value or draw may depend on it,
             its own ``log_q`` among them.
-        mixed: for each site, the plates whose elements the program mixes downstream of it.
+        mixed: for each site whose credit is asked for, the plates whose elements the program mixes
+            downstream of it.
+        plates: the plates of each factor.
     """
 
     downstream: Mapping[str, frozenset[FactorKey]]
     mixed: Mapping[str, frozenset[str]]
+    plates: Mapping[FactorKey, tuple[str, ...]] = field(default_factory=dict)
+
+    def draws_after(self, site: str) -> frozenset[str]:
+        """The sites of the guide whose draw may depend on the site's."""
+        factors = self.downstream[site]
+        return frozenset(s for origin, (s, *_) in factors if origin == "guide" and s != site)
 
     def factors_of(self, site: str, run: Run) -> list[Factor]:
         """The factors of a run that are downstream of the site."""
@@ -63,21 +72,25 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
     Args:
         structure: of the pair.
         pair: the model, the guide and their arguments.
-        sites: those whose credit is asked for.
+        sites: those whose plates are to be looked into.
     """
     # One particle, run alone: no other particle, no vmap, nothing that hides an operation.
     alone = Structure(structure.sites, structure.plates, structure.nesting, "loop", "loop")
     with forked_rng(), torch.no_grad():
-        reached = _track(alone, pair)
+        reached, plates = _track(alone, pair)
         with _shaken_parameters(pair):
-            perturbed = {site: _perturb(alone, pair, site) for site in sites}
+            perturbed = {site: _perturb(alone, pair, site, site in sites) for site in reached}
     return Dependencies(
         {site: reached[site] | moved for site, (moved, _) in perturbed.items()},
-        {site: mixed for site, (_, mixed) in perturbed.items()},
+        {site: mixed for site, (_, mixed) in perturbed.items() if site in sites},
+        plates,
     )
 
 
-def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
+def _track(
+    structure: Structure, pair: Pair
+) -> tuple[dict[str, frozenset[FactorKey]], dict[FactorKey, tuple[str, ...]]]:
+    """What each draw reaches by tensors alone, and the plates of each factor."""
     tracker = Tracker()
 
     def draw(name: str, distribution: Any) -> Tensor:
@@ -88,8 +101,8 @@ def _track(structure: Structure, pair: Pair) -> dict[str, frozenset[FactorKey]]:
     with tracker:
         traced = run(structure, pair, draw, 1)
         upstream = {key(f): tracker.origins(f.signed) for f in traced.factors}
-    names = structure.drawn
-    return {name: frozenset(k for k, up in upstream.items() if name in up) for name in names}
+    reached = {n: frozenset(k for k, up in upstream.items() if n in up) for n in structure.drawn}
+    return reached, {key(factor): factor.plates for factor in traced.factors}
 
 
 class Tracker(TorchDispatchMode):
@@ -174,16 +187,19 @@ def _shaken_parameters(pair: Pair) -> Iterator[None]:
 
 
 def _perturb(
-    structure: Structure, pair: Pair, site: str
+    structure: Structure, pair: Pair, site: str, in_parts: bool
 ) -> tuple[frozenset[FactorKey], frozenset[str]]:
     """Redraw parts of a site: which factors move, and along which plates in the other part?"""
     moved: set[FactorKey] = set()
     mixed: set[str] = set()
-    for seed, (plate, parts) in enumerate(_parts(structure, site)):
-        before = _run_with(structure, pair, site, None, seed)
+    if structure.sites[site].fixed:
+        return frozenset(), frozenset()
+    for seed, (plate, parts) in enumerate(_parts(structure, site, in_parts)):
+        drawn: _Drawn = {}
+        before = _run_with(structure, pair, site, None, seed, drawn)
         for redrawn in parts:
             where = _along(structure, plate, redrawn)
-            after = _run_with(structure, pair, site, where, seed)
+            after = _run_with(structure, pair, site, where, seed, drawn)
             for old, new in zip(before.factors, after.factors, strict=True):
                 # The same random numbers and operations give the same bits, where nothing reaches.
                 change = (old.signed != new.signed) & ~(old.signed.isnan() & new.signed.isnan())
@@ -196,17 +212,20 @@ def _perturb(
     return frozenset(moved), frozenset(mixed)
 
 
-def _parts(structure: Structure, site: str) -> Iterator[tuple[str | None, list[Tensor]]]:
+def _parts(
+    structure: Structure, site: str, in_parts: bool
+) -> Iterator[tuple[str | None, list[Tensor]]]:
     """Halves of each plate of the site: any two elements are in different halves at least once."""
     sizes = {plate: structure.plates[plate].size for plate in structure.sites[site].plates}
-    divisible = {plate: size for plate, size in sizes.items() if size > 1}
+    divisible = {plate: size for plate, size in sizes.items() if size > 1 and in_parts}
     for plate, size in divisible.items():
         bits = (size - 1).bit_length()
         for r in range(max(_ROUNDS, bits)):
             half = (torch.arange(size) >> r % bits) % 2 == 1
             yield plate, [half, ~half]
     if not divisible:
-        yield from [(None, [torch.ones(1, dtype=torch.bool)])] * _ROUNDS
+        rounds = _ROUNDS if in_parts else 1
+        yield from [(None, [torch.ones(1, dtype=torch.bool)])] * rounds
 
 
 def _along(structure: Structure, plate: str | None, redrawn: Tensor) -> Tensor:
@@ -216,24 +235,47 @@ def _along(structure: Structure, plate: str | None, redrawn: Tensor) -> Tensor:
     )
 
 
+_Drawn = dict[str, tuple[Tensor, Tensor]]
+"""The values of a run's sites and their log-probabilities, by site."""
+
+
 def _run_with(
-    structure: Structure, pair: Pair, site: str, redrawn: Tensor | None, seed: int
+    structure: Structure,
+    pair: Pair,
+    site: str,
+    redrawn: Tensor | None,
+    seed: int,
+    drawn: _Drawn,
 ) -> Run:
-    """A run on fixed random numbers, the ``redrawn`` elements of one site drawn once more."""
+    """A run on fixed random numbers, the ``redrawn`` elements of one site drawn once more.
+
+    The first run, without ``redrawn``, fills ``drawn``; later ones keep its values wherever the
+    distribution is still the same.
+    """
     seeds = itertools.count(1_000 * seed)
 
     def draw(name: str, distribution: Any) -> Tensor:
         # Each site has its own random numbers, however many the sites before it took.
         with forked_rng(seed=next(seeds)):
             value: Tensor = distribution()
-            if name != site or redrawn is None:
+            if redrawn is None:
+                drawn[name] = value, unmasked(distribution).log_prob(value)
                 return value
-            events = (1,) * distribution.event_dim
-            where = redrawn.reshape(*redrawn.shape, *events).to(value.device)
-            return torch.where(where, _another(distribution, value), value)
+            before, log_prob = drawn[name]
+            if name == site:
+                return _where(distribution, redrawn, _another(distribution, before), before)
+            # Rejection takes more random numbers for some elements, which shifts those of the rest.
+            same = unmasked(distribution).log_prob(before) == log_prob
+            return _where(distribution, same, before, value)
 
     with forked_rng(seed=seed):
         return run(structure, pair, draw, 1)
+
+
+def _where(distribution: Any, elements: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``one`` in the elements (of the batch shape, or broadcast to it), else ``other``."""
+    elements = elements.reshape(elements.shape + (1,) * distribution.event_dim)
+    return torch.where(elements.to(one.device), one, other)
 
 
 def _another(distribution: Any, value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from pyro.distributions import Delta, TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.checks import (
@@ -19,9 +22,8 @@ from ppl_vi.program.checks import (
     check_observed,
     check_plate,
     check_scaled,
-    innermost,
 )
-from ppl_vi.program.layout import plate_frames
+from ppl_vi.program.layout import innermost, plate_frames
 from ppl_vi.program.messengers import VisitSites
 from ppl_vi.program.structure import Kind, Plate, Site, Structure
 from ppl_vi.program.tracing import (
@@ -129,13 +131,92 @@ def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
         distribution=type(base).__name__,
         reparameterizable=bool(distribution.has_rsample),
         enumerable=bool(distribution.has_enumerate_support),
+        support_size=_support_size(base),
+        elements=distribution.event_shape.numel() // max(1, base.event_shape.numel()),
         fixed=isinstance(base, Delta),
-        moving_support=_support_moves(distribution.support),
+        moving_support=_support_moves(base, value),
     )
 
 
-def _support_moves(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    bounds = vars(support).values()
-    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds)
+def _support_size(base: Any) -> int:
+    try:
+        return len(base.enumerate_support(expand=False)) if base.has_enumerate_support else 0
+    except NotImplementedError:  # elements with supports of different sizes
+        return 0
+
+
+def _support_moves(distribution: Any, value: Tensor) -> bool:
+    """Whether a trainable parameter moves an end of the support.
+
+    Behind a transform torch calls the transform's codomain the support, which is the whole line for an
+    affine one. So send the ends of the base through the transforms, and see what they depend on.
+    """
+    if not _is_transformed(distribution):
+        return any(isinstance(end, Tensor) and end.requires_grad for end in _bounds(distribution))
+    # A transform of the user's own may refuse the infinite.
+    with suppress(NotImplementedError, RuntimeError, ValueError):
+        return any(_depends(end) for end in _ends(distribution, value))
+    return False
+
+
+def _is_transformed(distribution: Any) -> bool:
+    """Whether it has the general support of transformed distributions, none that it knows better."""
+    return getattr(type(distribution), "support", None) is TransformedDistribution.support
+
+
+def _bounds(distribution: Any) -> tuple[Any, Any]:
+    support = _unwrapped(distribution.support)
+    return getattr(support, "lower_bound", -inf), getattr(support, "upper_bound", inf)
+
+
+def _unwrapped(constraint: Any) -> Any:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def _ends(distribution: Any, value: Tensor) -> list[Tensor]:
+    """The lower and the upper ends of the support, sent through all transforms; infinite for none."""
+    shape = distribution.batch_shape + distribution.event_shape
+    distribution = innermost(distribution)
+    if _is_transformed(distribution):
+        through = ComposeTransform(distribution.transforms)
+        return [_image(through, end) for end in _ends(distribution.base_dist, value)]
+    return [torch.as_tensor(end).to(value).expand(shape) for end in _bounds(distribution)]
+
+
+def _image(transform: Any, end: Tensor) -> Tensor:
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            end = _image(part, end)
+        return end
+    if isinstance(transform, IndependentTransform):
+        return _image(transform.base_transform, end)
+    if isinstance(transform, torch.nn.Module):
+        return end  # a flow bends the line, but keeps its ends; calling it might change its state
+    image: Tensor = transform(end)
+    if _unwrapped(transform.codomain) is constraints.real:
+        # Where a bounded domain becomes the whole line, torch stops just short of the infinite.
+        domain = _unwrapped(transform.domain)
+        at_edge = end == getattr(domain, "lower_bound", -inf)
+        at_edge = at_edge | (end == getattr(domain, "upper_bound", inf))
+        image = image.masked_fill(at_edge, inf)
+    return image if image.isfinite().any() else image.detach()
+
+
+def _depends(end: Tensor) -> bool:
+    """Whether a finite element changes with a parameter: 0 · scale does not."""
+    finite = end[end.isfinite()]
+    if not finite.requires_grad:
+        return False
+    leaves, nodes, seen = [], [finite.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [source for source, _ in node.next_functions]
+            leaves += [node.variable] if hasattr(node, "variable") else []
+    # Unequal weights, lest the gradients of several elements cancel.
+    gradients = torch.autograd.grad(finite, leaves, torch.rand_like(finite), retain_graph=True)
+    # A logarithm or a power of an end may have the slope 0 · inf, at a place that does not move.
+    return any(bool(gradient.nan_to_num(nan=0.0).any()) for gradient in gradients)

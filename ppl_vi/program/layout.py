@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor
 
@@ -73,3 +74,41 @@ def unmasked(distribution: Any) -> Any:
         if base is not distribution.base_dist:
             return base.to_event(distribution.reinterpreted_batch_ndims)
     return distribution
+
+
+def innermost(distribution: Any) -> Any:
+    """The distribution inside ``.expand()``, ``.to_event()`` and ``.mask()``."""
+    while type(distribution).__name__ in (
+        "ExpandedDistribution",
+        "Independent",
+        "MaskedDistribution",
+    ):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def unexpanded(distribution: Any) -> Any:
+    """The distribution inside ``.expand()``, whose batch shape may be smaller."""
+    expanded = type(distribution).__name__ == "ExpandedDistribution"
+    return unexpanded(distribution.base_dist) if expanded else distribution
+
+
+def joint_support(distribution: Any) -> Tensor:
+    """``[states, *event]``: every value of an event whose elements have a finite support."""
+    base = innermost(distribution)
+    values = base.enumerate_support(expand=False)
+    values = values.reshape(len(values), *base.event_shape)
+    event = distribution.event_shape
+    elements = event.numel() // max(1, base.event_shape.numel())
+    index = torch.cartesian_prod(*[torch.arange(len(values), device=values.device)] * elements)
+    states: Tensor = values[index.reshape(-1, elements)].reshape(-1, *event)
+    return states
+
+
+def expanded_parameter(distribution: Any, name: str) -> Tensor:
+    """``[*batch, *event, ...]`` of a parameter of the distribution inside ``.expand()`` and others."""
+    base = innermost(distribution)
+    elements = distribution.event_dim - base.event_dim
+    shape = distribution.batch_shape + distribution.event_shape[:elements]
+    tensor: Tensor = getattr(base, name)
+    return tensor.expand(*shape, *tensor.shape[len(base.batch_shape) :])

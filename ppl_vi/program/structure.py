@@ -39,6 +39,8 @@ class Site:
         distribution: the name of its distribution: the guide's where the guide draws it.
         reparameterizable: the distribution has a pathwise draw.
         enumerable: the support can be listed.
+        support_size: how many values one element can take; 0 where they cannot be listed.
+        elements: how many independent elements an event has (``.to_event()``).
         fixed: the value is a ``Delta``: nothing random is left to estimate.
         moving_support: a trainable parameter moves the support.
     """
@@ -53,8 +55,15 @@ class Site:
     distribution: str
     reparameterizable: bool
     enumerable: bool
+    support_size: int
+    elements: int
     fixed: bool
     moving_support: bool
+
+    @property
+    def num_states(self) -> int:
+        """How many values the whole event can take; 0 where they cannot be listed."""
+        return int(self.support_size**self.elements) if self.support_size else 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ for about one seed in 1,200; each case has a fixed seed of its own.
 """
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,21 @@ import torch
 from pyro import poutine
 from torch.distributions import constraints
 
-from ppl_vi import ELBO, LeaveOneOut, Pathwise, ScoreFunction
+from ppl_vi import (
+    ELBO,
+    ControlVariate,
+    DisARM,
+    Enumerate,
+    ImportanceSampled,
+    ImportanceWeightedELBO,
+    LeaveOneOut,
+    MeasureValued,
+    MovingAverage,
+    Pathwise,
+    Relax,
+    ScoreFunction,
+)
+from ppl_vi.drawing import draw_with
 from ppl_vi.preparation import prepare
 from ppl_vi.program import Dependencies, Pair
 from ppl_vi.surrogate import surrogate
@@ -203,6 +218,13 @@ def summed_out_guide(exact=False):
     pyro.sample("g", dist.Bernoulli(logits=logit("a", -0.4)))
 
 
+def wider(q):
+    """A proposal with more spread than q."""
+    if isinstance(q, dist.Normal):
+        return dist.Normal(q.loc, 1.4 * q.scale)
+    return dist.Bernoulli(logits=0.6 * q.logits)
+
+
 NAIVE, LOO = ScoreFunction(), ScoreFunction(LeaveOneOut())
 CASES = {
     "bernoulli": (bernoulli, bernoulli_guide, {}),
@@ -229,7 +251,46 @@ ESTIMATORS += [
     (f"{first}, then {then}", "auto")
     for first, then in (("discrete", "continuous"), ("continuous", "discrete"))
 ]
-NAMED = {"score": NAIVE, "leave one out": LOO, "pathwise": Pathwise(), "auto": "auto"}
+ESTIMATORS += [
+    (case, chosen)
+    for case in ("discrete, then continuous", "outside and inside", "nested", "subsampled")
+    for chosen in ("auto", "measure", "disarm", "relax", "importance", "control variate")
+]
+ESTIMATORS += [
+    ("continuous, then discrete", chosen)
+    for chosen in ("measure", "disarm", "importance", "sticking")
+]
+ESTIMATORS += [
+    ("discrete, then continuous", "sticking"),
+    ("outside and inside", "mixed"),
+    ("outside and inside", "mixed the other way"),
+    ("summed out", "measure"),
+    ("categorical", "disarm"),
+    ("scale and mask", "auto"),
+    ("scale and mask", "disarm"),
+    ("untraceable", "disarm"),
+]
+ESTIMATORS += [
+    (case, f"weighted {chosen}")
+    for case in ("discrete, then continuous", "continuous, then discrete", "outside and inside")
+    for chosen in ("leave one out", "score", "measure", "moving average", "control variate")
+]
+ESTIMATORS += [("continuous, then discrete", "weighted auto"), ("summed out", "weighted auto")]
+NAMED = {
+    "measure": MeasureValued(),
+    "disarm": {"z": DisARM(), "g": DisARM(), "a": DisARM(), "b": DisARM()},
+    "relax": {"z": Relax(), "g": Relax(), "a": Relax(), "b": Relax()},
+    "importance": ImportanceSampled(wider),
+    "sticking": {"w": Pathwise(stick_the_landing=True)},
+    "moving average": ScoreFunction(MovingAverage()),
+    "control variate": ScoreFunction(ControlVariate()),
+    "mixed": {"g": Enumerate(), "z": DisARM()},
+    "mixed the other way": {"g": MeasureValued(), "z": Enumerate()},
+    "score": NAIVE,
+    "leave one out": LOO,
+    "pathwise": Pathwise(),
+    "auto": "auto",
+}
 
 
 def branches(distribution):
@@ -249,20 +310,28 @@ def branches(distribution):
             yield value, distribution.log_prob(value).sum()
 
 
-def exact_bound(model, guide, keywords, fixed=None, log_weight=0.0):
-    """The ELBO, by a sum over everything that the guide may draw."""
+def all_draws(model, guide, keywords, fixed=None, log_weight=0.0):
+    """The log-probability and the log-weight of everything that the guide may draw."""
     fixed = fixed or {}
     trace = poutine.trace(poutine.condition(guide, fixed)).get_trace(**keywords)
     undrawn = (n for n in trace.stochastic_nodes if n not in (*fixed, "data", "outer", "inner"))
     open_sites = list(undrawn)
     if open_sites:
         name = open_sites[0]
-        return sum(
-            exact_bound(model, guide, keywords, {**fixed, name: value}, log_weight + extra)
-            for value, extra in branches(trace.nodes[name]["fn"])
-        )
+        for value, extra in branches(trace.nodes[name]["fn"]):
+            yield from all_draws(model, guide, keywords, {**fixed, name: value}, log_weight + extra)
+        return
     model_trace = poutine.trace(poutine.condition(model, fixed)).get_trace(**keywords)
-    return log_weight.exp() * (model_trace.log_prob_sum() - trace.log_prob_sum())
+    yield log_weight, model_trace.log_prob_sum() - trace.log_prob_sum()
+
+
+def exact_bound(objective, model, guide, keywords):
+    """The ELBO or, from all pairs of draws, the importance-weighted bound with K = 2."""
+    log_q, log_w = map(torch.stack, zip(*all_draws(model, guide, keywords), strict=True))
+    if isinstance(objective, ELBO):
+        return (log_q.exp() * log_w).sum()
+    pairs = torch.logaddexp(log_w[:, None], log_w) - math.log(2)
+    return ((log_q[:, None] + log_q).exp() * pairs).sum()
 
 
 def parameters():
@@ -295,9 +364,16 @@ def deviates(draws, exact):
 def test_the_mean_gradient_and_bound_are_exact(case, chosen):
     pyro.set_rng_seed(1_000 + ESTIMATORS.index((case, chosen)))
     model, guide, keywords = CASES[case]
-    exact = exact_bound(model, guide, keywords)
+    wanted = NAMED[chosen.removeprefix("weighted ")]
+    if isinstance(wanted, dict):
+        sites = poutine.trace(guide).get_trace(**keywords).stochastic_nodes
+        wanted = {name: estimator for name, estimator in wanted.items() if name in sites}
+    if chosen.startswith("weighted"):
+        objective = ImportanceWeightedELBO(2, NUM_PARTICLES // 2, wanted)
+    else:
+        objective = ELBO(NUM_PARTICLES, wanted)
+    exact = exact_bound(objective, model, guide, keywords)
     exact_gradient = flat(torch.autograd.grad(exact, parameters()))
-    objective = ELBO(NUM_PARTICLES, NAMED[chosen])
     gradients, bounds = sampled(objective, model, guide)
     z = torch.cat([deviates(gradients, exact_gradient), deviates(bounds, exact).reshape(1)])
     assert z.max() < STANDARD_ERRORS
@@ -320,7 +396,7 @@ def test_leaving_one_out_lowers_the_variance(case):
 def test_credit_within_plates_and_downstream_lowers_the_variance(estimator):
     """Against every factor and no plate: what a plain score-function estimator uses."""
     pair = Pair(categorical, categorical_guide, (), {})
-    objective = ELBO(8, estimator)
+    objective = ELBO(8, estimator, analytic=False)
     prepared = prepare(objective, pair)
     factors = frozenset(key for keys in prepared.dependencies.downstream.values() for key in keys)
     crude = replace(
@@ -331,8 +407,7 @@ def test_credit_within_plates_and_downstream_lowers_the_variance(estimator):
     def variance(prepared):
         gradients = []
         for _ in range(60):
-            made = objective.run(prepared, pair)
-            _, total = surrogate(objective, made, prepared.estimators, prepared.dependencies)
+            _, total = surrogate(objective, draw_with(prepared, pair), prepared, {})
             gradients.append(flat(torch.autograd.grad(total, parameters())))
         return torch.stack(gradients).var(0).sum()
 

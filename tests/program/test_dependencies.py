@@ -307,11 +307,6 @@ def test_parameters_and_random_state_are_left_as_they_were():
     assert (weight.item(), weight._version) == (0.0, version)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a rejection sampler takes more or fewer random numbers for one element, which shifts the "
-    "draws of the next ones: credit loses the plate, and so precision, but not truth",
-)
 def test_a_gamma_draw_in_between_does_not_mix():
     def model():
         with pyro.plate("data", 64):

@@ -130,18 +130,93 @@ def test_a_moving_support_is_seen(guide, moving, gradients):
     assert structure.sites["z"].moving_support is moving
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch gives an affine transform of any base the whole real line as support"
-)
-def test_a_moving_support_is_seen_behind_a_transform():
-    def model():
-        pyro.sample("z", dist.Normal(0.0, 1.0))
+AFFINE, SIGMOID = dist.transforms.AffineTransform, dist.transforms.SigmoidTransform()
+TRANSFORMED = {
+    "shifted": (lambda c: (dist.Exponential(1.0), AFFINE(c, 1.0)), True),
+    "scaled at zero": (lambda c: (dist.Exponential(1.0), AFFINE(0.0, c)), False),
+    "scaled off zero": (lambda c: (dist.Uniform(0.0, 1.0), AFFINE(0.0, c)), True),
+    "learned end": (lambda c: (dist.Uniform(0.0, c), AFFINE(1.0, 2.0)), True),
+    "learned shape": (lambda c: (dist.Beta(c, 1.0), AFFINE(1.0, 2.0)), False),
+    "opposite shifts": (
+        lambda c: (dist.Beta(1.0, torch.ones(2)), AFFINE(c * torch.tensor([1.0, -1.0]), 1.0)),
+        True,
+    ),
+    "events": (
+        lambda c: (
+            dist.Beta(torch.ones(2), 1.0).to_event(1),
+            dist.transforms.IndependentTransform(AFFINE(c, 1.0), 1),
+        ),
+        True,
+    ),
+    "expanded and masked": (
+        lambda c: (dist.Chi2(torch.ones(())).mask(True).expand([2]), AFFINE(c, 1.0)),
+        True,
+    ),
+    "nested": (
+        lambda c: (
+            dist.TransformedDistribution(dist.Uniform(0.0, 1.0), [AFFINE(c, 1.0)]),
+            AFFINE(0.0, 2.0),
+        ),
+        True,
+    ),
+    "whole line": (lambda c: (dist.Normal(c, 1.0), AFFINE(c, c)), False),
+    "line to positive": (
+        lambda c: (dist.Normal(c, 1.0), AFFINE(c, c), dist.transforms.ExpTransform()),
+        False,
+    ),
+    "line to shifted positive": (
+        lambda c: (dist.Normal(0.0, 1.0), dist.transforms.ExpTransform(), AFFINE(c, 1.0)),
+        True,
+    ),
+    "line to scaled interval": (lambda c: (dist.Normal(0.0, 1.0), SIGMOID, AFFINE(0.0, c)), True),
+    "logistic": (lambda c: (dist.Uniform(0.0, 1.0), SIGMOID.inv, AFFINE(c, c)), False),
+    "logit of a part": (lambda c: (dist.Uniform(0.2, 0.8), SIGMOID.inv, AFFINE(0.0, c)), True),
+    "power": (
+        lambda c: (dist.Beta(1.0, 1.0), dist.transforms.PowerTransform(c), AFFINE(0, 1)),
+        False,
+    ),
+    "flow": (
+        lambda c: (dist.Normal(torch.zeros(2), 1.0), dist.transforms.Spline(2), AFFINE(c, 1.0)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRANSFORMED)
+def test_a_moving_support_is_seen_behind_a_transform(case):
+    make, moving = TRANSFORMED[case]
 
     def guide():
-        shift = [dist.transforms.AffineTransform(pyro.param("c", torch.tensor(0.5)), 1.0)]
-        pyro.sample("z", dist.TransformedDistribution(dist.Exponential(1.0), shift))
+        base, *transforms = make(pyro.param("c", torch.tensor(0.5)))
+        z = dist.TransformedDistribution(base, transforms)
+        pyro.sample("z", z.to_event(z.batch_shape.numel() > 1))
 
-    assert structure_of(model, guide).sites["z"].moving_support
+    value = pyro.poutine.trace(guide).get_trace().nodes["z"]["value"]
+    prior = dist.Normal(torch.zeros(value.shape), 1.0).to_event(value.dim())
+    structure = structure_of(lambda: pyro.sample("z", prior), guide)
+    assert structure.sites["z"].moving_support is moving
+    assert pyro.param("c").grad is None
+
+
+@pytest.mark.parametrize(
+    ("family", "moving"),
+    [
+        (lambda c: dist.LogNormal(c, c), False),
+        (lambda c: dist.Weibull(c, c), False),
+        (lambda c: dist.Gumbel(c, c), False),
+        (lambda c: dist.Pareto(1.0, c), False),
+        (lambda c: dist.Pareto(c, 1.0), True),
+        (lambda c: dist.AffineBeta(c, 1.0, 0.0, 1.0), False),
+        (lambda c: dist.AffineBeta(1.0, 1.0, c, 1.0), True),
+    ],
+    ids=["lognormal", "weibull", "gumbel", "pareto", "scaled pareto", "beta", "shifted beta"],
+)
+def test_a_named_transform_tells_its_own_support(family, moving):
+    def guide():
+        pyro.sample("z", family(pyro.param("c", torch.tensor(0.5))))
+
+    structure = structure_of(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), guide)
+    assert structure.sites["z"].moving_support is moving
 
 
 def test_a_moving_support_is_seen_inside_events_and_through_other_draws():

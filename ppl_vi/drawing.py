@@ -1,0 +1,74 @@
+"""Draw the particles of one estimate as its plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ppl_vi.errors import GuideError
+from ppl_vi.planning import Plan
+from ppl_vi.program import Factor, Pair, Run, key, run, run_guide, with_closed_forms
+
+
+def draw_with(plan: Plan, pair: Pair) -> Run:
+    """Draw each site by its estimator and weigh the particles, in closed form where planned.
+
+    Args:
+        plan: how.
+        pair: the model, the guide and their arguments.
+    """
+    drawn: list[tuple[str, Tensor]] = []
+
+    def draw(name: str, distribution: Any) -> Tensor:
+        try:
+            value = plan.estimators[name].draw(distribution, plan.places[name])
+        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as cause:
+            raise GuideError(
+                f"site '{name}': {type(plan.estimators[name]).__name__} could not draw from "
+                f"{plan.structure.sites[name].distribution}: {cause}. Correct its arguments, or use "
+                f"another estimator."
+            ) from cause
+        source = plan.sources[name]
+        value = value if source is None else value[source.to(value.device)]
+        drawn.append((name, value))
+        return value
+
+    made = run(plan.structure, pair, draw, plan.grid.size)
+    if plan.sampled:
+        made = _without_scores(made, plan, pair, drawn)
+    return with_closed_forms(made, plan.forms, plan.sampled) if plan.forms else made
+
+
+def _without_scores(made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str, Tensor]]) -> Run:
+    """The run whose ``plan.sampled`` sites lose the direct gradient of log q, of mean zero.
+
+    This is sticking the landing. The guide runs once more on its own draws, held fixed: what is left
+    of the gradient of log q is then that of its parameters alone.
+
+    Args:
+        made: as it was drawn.
+        plan: says which sites.
+        pair: the model, the guide and their arguments.
+        drawn: every draw of the guide, in order.
+    """
+    values: Iterator[tuple[str, Tensor]] = iter(drawn)
+
+    def replay(name: str, distribution: Any) -> Tensor:
+        _, value = next(values)
+        # A Delta is no draw: its value is the guide's own function of the other draws.
+        found: Tensor = distribution() if plan.structure.sites[name].fixed else value.detach()
+        return found
+
+    again = run_guide(plan.structure, pair, replay, made.num_particles, made.rows)
+    scores = {key(factor): factor.log_prob for factor in again.factors}
+
+    def without(factor: Factor) -> Factor:
+        if factor.origin != "guide" or factor.sites[0] not in plan.sampled:
+            return factor
+        score = scores[key(factor)]
+        return replace(factor, log_prob=factor.log_prob - score + score.detach())
+
+    return replace(made, factors=tuple(without(factor) for factor in made.factors))

@@ -1,0 +1,173 @@
+"""Closed forms: a site's log p - log q replaced by its expectation given the site's parents.
+
+Where torch knows KL(q || p) it takes the place of log p - log q, and where it knows the entropy of q
+that of -log q. The expectation over the site's own draw is then exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pyro.distributions import Independent
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vi.program.dependencies import Dependencies, FactorKey, key
+from ppl_vi.program.layout import unexpanded
+from ppl_vi.program.run import Batched, Factor, Run
+from ppl_vi.program.structure import Structure
+
+ClosedForm = Literal["kl", "entropy"]
+
+
+def find_closed_forms(
+    structure: Structure, dependencies: Dependencies, run: Run
+) -> dict[str, ClosedForm]:
+    """Which sites of the guide have one, tried on a run.
+
+    A KL needs a prior that does not depend on what the guide draws from the site: its parents in the
+    model then count as given.
+    """
+    factors = {key(factor): factor for factor in run.factors}
+    found: dict[str, ClosedForm] = {}
+    for name in structure.drawn:
+        guide, model = factors["guide", (name,)], factors.get(("model", (name,)))
+        if structure.sites[name].fixed or _masked(guide):
+            continue
+        if (
+            model is not None
+            and _comparable(guide, model)
+            and _parents_given(name, dependencies)
+            and _known(_divergence_of, guide, model)
+        ):
+            found[name] = "kl"
+        elif _known(_entropy_of, guide):
+            found[name] = "entropy"
+    return found
+
+
+def with_closed_forms(run: Run, forms: Mapping[str, ClosedForm], sampled: Collection[str]) -> Run:
+    """The run with closed forms in place of sampled factors.
+
+    Args:
+        run: as it was drawn.
+        forms: by site, as ``find_closed_forms`` found them.
+        sampled: sites whose gradient stays that of the sampled factors; only the value is closed.
+    """
+    factors = {key(factor): factor for factor in run.factors}
+    for name, form in forms.items():
+        own, prior = ("guide", (name,)), ("model", (name,))
+        guide = factors[own]
+        if form == "kl":
+            # Added to the log-weight, as a factor of the model is.
+            closed = {prior: -_divergence_of(guide, factors[prior])}
+            closed[own] = torch.zeros_like(guide.log_prob)
+        else:
+            closed = {own: -_entropy_of(guide)}
+        for place, value in closed.items():
+            if name in sampled:
+                drawn = factors[place].log_prob
+                value = value.detach() + drawn - drawn.detach()
+            factors[place] = replace(factors[place], log_prob=value)
+    return replace(run, factors=tuple(factors.values()))
+
+
+def independent_of_draws(
+    dependencies: Dependencies, forms: Mapping[str, ClosedForm]
+) -> Dependencies:
+    """The dependencies once closed forms no longer depend on the draws of their sites."""
+    downstream = dict(dependencies.downstream)
+    for name, form in forms.items():
+        closed: set[FactorKey] = {("guide", (name,))}
+        if form == "kl":
+            closed.add(("model", (name,)))
+        downstream[name] = downstream[name] - closed
+    return replace(dependencies, downstream=downstream)
+
+
+def _comparable(guide: Factor, model: Factor) -> bool:
+    """Whether both stand in the same plates under the same scale, and none is masked."""
+    own, prior = guide.batched, model.batched
+    if own is None or prior is None or _masked(model):
+        return False
+    one, other = guide.scale, model.scale
+    numbers = not isinstance(one, Tensor) and not isinstance(other, Tensor)
+    return (
+        (one is other or (numbers and bool(one == other)))
+        and guide.plates == model.plates
+        and bool(own.distribution.event_dim == prior.distribution.event_dim)
+    )
+
+
+def _masked(factor: Factor) -> bool:
+    return factor.batched is not None and factor.batched.masked
+
+
+def _parents_given(name: str, dependencies: Dependencies) -> bool:
+    """Whether the prior of a site depends on nothing that the guide draws from the site."""
+    after = dependencies.draws_after(name)
+    return not any(("model", (name,)) in dependencies.downstream[site] for site in after)
+
+
+def _divergence_of(guide: Factor, model: Factor) -> Tensor:
+    """``[num_particles, *plates]``, KL(q || p)."""
+    own, prior = _batched(guide), _batched(model)
+    return own.place(divergence(own.distribution, prior.distribution))
+
+
+def _entropy_of(guide: Factor) -> Tensor:
+    """``[num_particles, *plates]``, the entropy of q."""
+    own = _batched(guide)
+    return own.place(entropy(own.distribution))
+
+
+def _batched(factor: Factor) -> Batched:
+    if factor.batched is None:
+        raise NotImplementedError  # particles ran one by one
+    return factor.batched
+
+
+def divergence(one: Any, other: Any) -> Tensor:
+    """KL(one || other), by torch.
+
+    Raises:
+        NotImplementedError: torch has no closed form.
+    """
+    if isinstance(one, Independent) and isinstance(other, Independent):
+        dims = one.reinterpreted_batch_ndims
+        if dims != other.reinterpreted_batch_ndims:
+            raise NotImplementedError
+        shapes = one.base_dist.batch_shape, other.base_dist.batch_shape
+        parts = divergence(one.base_dist, other.base_dist)
+        whole: Tensor = sum_rightmost(parts.expand(torch.broadcast_shapes(*shapes)), dims)
+        return whole
+    shape = torch.broadcast_shapes(one.batch_shape, other.batch_shape)
+    # Some of torch's divergences do not broadcast.
+    found: Tensor = kl_divergence(*(unexpanded(unexpanded(d).expand(shape)) for d in (one, other)))
+    return found.expand(shape)
+
+
+def entropy(distribution: Any) -> Tensor:
+    """The entropy of a distribution, by torch.
+
+    Raises:
+        NotImplementedError: torch has no closed form.
+    """
+    if isinstance(distribution, Independent):
+        base = distribution.base_dist
+        whole: Tensor = sum_rightmost(entropy(base), distribution.reinterpreted_batch_ndims)
+        return whole
+    found: Tensor = unexpanded(distribution).entropy()
+    return found.expand(distribution.batch_shape)
+
+
+def _known(closed_form: Callable[..., Tensor], *factors: Factor) -> bool:
+    """Whether torch has the closed form, and it is finite."""
+    try:
+        return bool(torch.isfinite(closed_form(*factors)).all())
+    except NotImplementedError:
+        return False

@@ -1,0 +1,68 @@
+"""A function of a guide's values as a program with one factor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.poutine.indep_messenger import IndepMessenger
+from torch import Tensor
+
+from ppl_vi.program.layout import PARTICLES
+from ppl_vi.program.run import Run
+from ppl_vi.program.tracing import Program, factor_sites
+
+FACTOR = "expectation"
+"""Name of the factor that holds the function."""
+
+
+def valued(guide: Program, f: Callable[..., Tensor]) -> Program:
+    """The guide's program followed by ``f`` of its values as a factor.
+
+    A value of f with a plate's size in a plate's dimension is taken as one per element; any other is
+    summed.
+    """
+
+    def program(*args: Any, **kwargs: Any) -> None:
+        sites = factor_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        values = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
+        found = _called(f, values)
+        frames = {
+            frame.dim: frame
+            for site in sites.values()
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        }
+        with ExitStack() as plates:
+            dims = [-1 - i for i, size in enumerate(reversed(found.shape)) if size > 1]
+            if all(d in frames and frames[d].size == found.shape[d] for d in dims):
+                for frame in (frames[d] for d in dims if frames[d].name != PARTICLES):
+                    plates.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+                    full_size = frame.full_size or frame.size
+                    plates.enter_context(poutine.scale(scale=full_size / frame.size))
+            else:
+                found = found.sum()
+            pyro.factor(FACTOR, found)
+
+    return program
+
+
+def _called(f: Callable[..., Tensor], values: Mapping[str, Tensor]) -> Tensor:
+    """f by site name where its arguments are sites, else on all values by name."""
+    try:
+        names = list(inspect.signature(f).parameters)
+    except ValueError:  # a built-in function
+        names = []
+    if names and all(name in values for name in names):
+        return f(**{name: values[name] for name in names})
+    return f(values)
+
+
+def only_expectation(made: Run) -> Run:
+    """The run with the function's factor alone."""
+    kept = tuple(factor for factor in made.factors if factor.sites == (FACTOR,))
+    return Run(made.num_particles, kept, made.latents, made.rows)

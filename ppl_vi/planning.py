@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
@@ -88,8 +88,12 @@ class Plan:
     @property
     def outside(self) -> float:
         """N / B of the plates that the bound is taken in."""
-        plates = [self.structure.plates[name] for name in self.shared]
-        return prod(plate.full_size / plate.size for plate in plates)
+        return self.scale_of(self.shared)
+
+    def scale_of(self, plates: Iterable[str]) -> float:
+        """N / B of the plates."""
+        known = [self.structure.plates[name] for name in plates]
+        return prod(plate.full_size / plate.size for plate in known)
 
 
 def sticks(estimator: Estimator) -> bool:

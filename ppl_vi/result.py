@@ -27,6 +27,7 @@ from ppl_vi.program import (
     predictive_draws,
     squeezed,
 )
+from ppl_vi.states import States
 from ppl_vi.stopping import StopReason
 from ppl_vi.threads import threads_for
 
@@ -49,6 +50,7 @@ class FitResult:
         params: the learned parameters of guide and model by name, on their own supports.
         guide: the fitted guide, a Pyro guide.
         estimators: which gradient estimator each site used; empty with an objective of Pyro's.
+        states: what estimators and baselines have learned, by site.
         num_steps: steps taken.
         seconds: wall time of the fit.
         stop_reason: why it stopped; printed, it is a sentence.
@@ -64,6 +66,7 @@ class FitResult:
     job: Job = field(repr=False)
     start: FittedParameters = field(repr=False)
     fitted: FittedParameters = field(repr=False)
+    states: States = field(repr=False, default_factory=dict)
 
     @property
     def guide(self) -> Callable[..., Any]:

@@ -47,3 +47,11 @@ def states_of(
                 estimator.init(site), None if baseline is None else baseline.init(site)
             )
     return states
+
+
+def kept_states(objective: Any) -> States:
+    """All states that an objective has by now, by site."""
+    kept: States = {}
+    for states in _KEPT.get(id(objective), {}).values():
+        kept.update(states)
+    return kept

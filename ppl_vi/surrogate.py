@@ -136,11 +136,14 @@ class OnGrid:
         with torch.no_grad():
             downstream = self._downstream(name, replicas)
             baseline = estimator.subtracted
-            foretold = None if baseline is None else baseline(downstream[:, 0], given)
+            # Baselines see the log-weight of one row, so that batches of other sizes are alike.
+            rows = plan.scale_of(p for p in draws.latent.plates if p not in plan.shared)
+            own = downstream[:, 0] / rows
+            foretold = None if baseline is None else rows * baseline(own, given)
             credit = self._credit(objective, name, downstream, foretold)
         term = estimator.term(draws, plan.outside * credit, state.estimator)
         if baseline is not None and torch.is_grad_enabled():
-            baseline.update(downstream[:, 0], given)
+            baseline.update(own, given)
         return term
 
     def _downstream(self, name: str, replicas: tuple[int, ...]) -> Tensor:

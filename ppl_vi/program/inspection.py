@@ -38,6 +38,9 @@ from ppl_vi.program.tracing import (
 from ppl_vi.program.vectorization import choose_particles
 from ppl_vi.randomness import forked_rng
 
+_WRONG_PATHS = ("MixtureOfDiagNormals",)
+"""Families of Pyro 1.9 whose reparameterized draw has a wrong gradient, in the logits here."""
+
 
 def inspect(pair: Pair) -> Structure:
     """Run the guide and the model once and describe their sites; random state is left as it was.
@@ -129,7 +132,8 @@ def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
         dtype=value.dtype,
         support=distribution.support,
         distribution=type(base).__name__,
-        reparameterizable=bool(distribution.has_rsample),
+        reparameterizable=bool(distribution.has_rsample)
+        and type(base).__name__ not in _WRONG_PATHS,
         enumerable=bool(distribution.has_enumerate_support),
         support_size=_support_size(base),
         elements=distribution.event_shape.numel() // max(1, base.event_shape.numel()),

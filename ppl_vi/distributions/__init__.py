@@ -1,0 +1,13 @@
+"""The few distributions that Pyro lacks, all with a reparameterized draw.
+
+Pyro itself has the others with one: Normal, Laplace, StudentT, Logistic, Uniform, Exponential, Cauchy,
+Pareto, Weibull, Gumbel, LogNormal, Gamma, Beta, Dirichlet, Chi2, FisherSnedecor and
+MultivariateStudentT (elliptical). Where a parameter moves the support, as those of Triangular and
+Reciprocal do, the score-function gradient is wrong, and the engine refuses it.
+"""
+
+from ppl_vi.distributions.bounded import Reciprocal, Triangular
+from ppl_vi.distributions.half_line import Erlang, Gompertz, Rayleigh
+from ppl_vi.distributions.mixture import NormalMixture
+
+__all__ = ["Erlang", "Gompertz", "NormalMixture", "Rayleigh", "Reciprocal", "Triangular"]

@@ -29,7 +29,7 @@ from ppl_vi.preparation import structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
-from ppl_vi.running import estimators_of, final_bound, loss_and_grads_of, model_for
+from ppl_vi.running import estimators_of, final_bound, in_words, loss_and_grads_of, model_for
 from ppl_vi.starting import initial_values, resolve_guide
 from ppl_vi.states import kept_states
 from ppl_vi.threads import threads_for
@@ -178,6 +178,9 @@ def _trained(
     objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
     model = model_for(objective, job, structure)
     start = FittedParameters.capture((job.model, job.guide))
+    estimators = estimators_of(objective, job)
+    if not bar.disable and bar.n == 0 and estimators:
+        bar.write(f"estimators: {in_words(estimators)}")
     losses, reason = train(
         loss_and_grads_of(objective, model, job),
         _endless(settings.source),
@@ -196,7 +199,7 @@ def _trained(
         losses=torch.tensor(losses),
         bound=final_bound(objective, model, job, elbo),
         elbo=elbo,
-        estimators=estimators_of(objective, job),
+        estimators=estimators,
         num_steps=len(losses),
         seconds=time.perf_counter() - started,
         stop_reason=reason,

@@ -89,7 +89,8 @@ class FitResult:
     def __repr__(self) -> str:
         return (
             f"FitResult(elbo={self.elbo}, num_steps={self.num_steps}, "
-            f"seconds={self.seconds:.1f}, stop_reason={str(self.stop_reason)!r})"
+            f"seconds={self.seconds:.1f}, estimators={self.estimators}, "
+            f"stop_reason={str(self.stop_reason)!r})"
         )
 
     def sample(self, num_samples: int = _DRAWS) -> Draws:

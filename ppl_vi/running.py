@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,14 @@ def estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
     batch = next(job.source.sequence())
     with job.handler(batch):
         return objective.described(objective.plan(job.pair(batch)))
+
+
+def in_words(estimators: Mapping[str, str]) -> str:
+    """Which estimator serves which sites, in one line; empty where none is known."""
+    sites: dict[str, list[str]] = {}
+    for site, estimator in estimators.items():
+        sites.setdefault(estimator, []).append(site)
+    return "; ".join(f"{', '.join(names)}: {estimator}" for estimator, names in sites.items())
 
 
 def loss_and_grads_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,13 +29,30 @@ class Given(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class Baseline(ABC):
+class Choice:
+    """Something a user chooses: shown as it would be written, defaults left out."""
+
+    def __repr__(self) -> str:
+        own: tuple[dataclasses.Field[Any], ...] = ()
+        if dataclasses.is_dataclass(self):
+            own = dataclasses.fields(self)
+        values = {field.name: getattr(self, field.name) for field in own}
+        chosen = [field.name for field in own if values[field.name] != _default(field)]
+        return f"{type(self).__name__}({', '.join(f'{n}={values[n]!r}' for n in chosen)})"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+class Baseline(Choice, ABC):
     """Foretells the log-weight downstream of a draw, from other draws or earlier steps only."""
 
     needs_batch: ClassVar[bool] = False
     """Whether it looks at the parameters of the site's distribution."""
 
-    def check(self, site: Site, num_particles: int) -> None:  # noqa: B027 (most have no demands)
+    def check(self, site: Site, num_particles: int) -> None:
         """Raise a GuideError if the baseline cannot serve the site."""
 
     def init(self, site: Site) -> nn.Module | None:
@@ -50,11 +68,11 @@ class Baseline(ABC):
             given: what else there is to look at.
         """
 
-    def update(self, downstream: Tensor, given: Given) -> None:  # noqa: B027 (nor a state)
+    def update(self, downstream: Tensor, given: Given) -> None:
         """Learn from this step's draws, for the next steps: changes ``given.state`` in place."""
 
 
-class Estimator(ABC):
+class Estimator(Choice, ABC):
     """How the gradient passes through the draws of one site; it sees no bound.
 
     An estimator changes the gradient's variance, never what the gradient is an estimate of.

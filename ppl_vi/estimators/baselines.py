@@ -13,7 +13,7 @@ from ppl_vi.estimators.base import Baseline, Given
 from ppl_vi.program import Site, innermost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeaveOneOut(Baseline):
     """The mean of the other particles: b_s = (Σ_t f_t - f_s) / (S - 1).
 
@@ -43,7 +43,7 @@ class LeaveOneOut(Baseline):
         return (downstream.sum(0, keepdim=True) - downstream) / others
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MovingAverage(Baseline):
     """An exponentially weighted mean of the log-weights of earlier steps, one number for the site.
 
@@ -84,7 +84,7 @@ class MovingAverage(Baseline):
         averages_of(given).follow(self.decay, downstream.mean())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ControlVariate(Baseline):
     """The score itself as control variate, with its fitted coefficient: b = E[f |s|²] / E[|s|²].
 

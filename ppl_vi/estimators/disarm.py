@@ -18,7 +18,7 @@ from ppl_vi.program import Site, innermost
 _FAMILIES = ("Bernoulli", "Categorical")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DisARM(Estimator):
     """Draw particles in antithetic pairs and weigh their logits by what the pair leaves open.
 

@@ -13,7 +13,7 @@ from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Latent, Site, joint_support
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Enumerate(Estimator):
     """Sum over every value of the site: E_q[f(z)] = Σ_z q(z) f(z).
 

@@ -20,7 +20,7 @@ Proposal = Callable[[Any], Any] | Distribution
 """A distribution, or a function from the guide's distribution to one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImportanceSampled(Estimator):
     """Draw from a proposal r and weigh by q/r: d/dλ E_q[f] = E_r[(q(z)/r(z)) f(z) · d log q(z)/dλ].
 

@@ -19,7 +19,7 @@ from ppl_vi.program import Site, expanded_parameter, innermost
 _FAMILIES = (*DECOMPOSITIONS, "Categorical")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeasureValued(Estimator):
     """Run the program at alternatives to each draw: d/dλ E_q[f] = c (E_{q⁺}[f] - E_{q⁻}[f]).
 

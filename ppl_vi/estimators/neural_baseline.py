@@ -15,7 +15,7 @@ from ppl_vi.estimators.base import Baseline, Given
 from ppl_vi.program import Site
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class NeuralBaseline(Baseline):
     """A network that foretells the log-weight from the data: b = module(inputs).
 

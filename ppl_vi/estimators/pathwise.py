@@ -13,7 +13,7 @@ from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pathwise(Estimator):
     """Differentiate through the draw: d/dλ E_q[f(z)] = E[∇f(z) · dz/dλ].
 

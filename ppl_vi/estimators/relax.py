@@ -24,7 +24,7 @@ _FAMILIES = ("Bernoulli", "Categorical")
 _HIDDEN = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Relax(Estimator):
     """Subtract a learned function c of a relaxed draw, and add its own gradient back:
 

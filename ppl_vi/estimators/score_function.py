@@ -15,7 +15,7 @@ from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreFunction(Estimator):
     """Weigh the score by the credit: d/dλ E_q[f(z)] = E[(f(z) - b) · d log q(z)/dλ].
 

@@ -11,6 +11,12 @@ _here = Path(__file__).resolve().parent
 if not (_here / "models").is_dir() and (_here.parent / "models" / "__init__.py").is_file():
     __path__.append(str(_here.parent))
 
+from ppl_vi.diagnostics import (
+    Recommendation,
+    gradient_variance,
+    plot_gradient_variance,
+    recommend_estimators,
+)
 from ppl_vi.errors import DataError, GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.estimators import (
@@ -68,6 +74,7 @@ __all__ = [
     "Objective",
     "Pathwise",
     "Progress",
+    "Recommendation",
     "Relax",
     "RenyiELBO",
     "ReparameterizedELBO",
@@ -75,6 +82,9 @@ __all__ = [
     "ScoreFunctionELBO",
     "StopReason",
     "fit",
+    "gradient_variance",
+    "plot_gradient_variance",
+    "recommend_estimators",
     "register_guide",
 ]
 

@@ -33,9 +33,8 @@ class Choice:
     """Something a user chooses: shown as it would be written, defaults left out."""
 
     def __repr__(self) -> str:
-        own: tuple[dataclasses.Field[Any], ...] = ()
-        if dataclasses.is_dataclass(self):
-            own = dataclasses.fields(self)
+        this: Any = self
+        own = dataclasses.fields(this) if dataclasses.is_dataclass(this) else ()
         values = {field.name: getattr(self, field.name) for field in own}
         chosen = [field.name for field in own if values[field.name] != _default(field)]
         return f"{type(self).__name__}({', '.join(f'{n}={values[n]!r}' for n in chosen)})"

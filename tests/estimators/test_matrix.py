@@ -2,8 +2,9 @@
 
 The exact value is written down by hand, from log densities on quadrature nodes (all values of a
 discrete site, a fine grid of a continuous one) that carry the gradient, and for bounds over K = 2
-particles from all pairs of nodes. Parameters are those of the guide and of the model. The number of
-comparisons is counted and stated below, with the rate at which seeds alarm falsely.
+particles from all pairs of nodes. Parameters are those of the guide and of the model. 431 cases make
+2,091 comparisons; with 80 gradients each, a set of seeds alarms falsely about once in 20. Each case has
+a fixed seed of its own.
 """
 
 import math
@@ -34,7 +35,7 @@ from ppl_vi import (
     ScoreFunction,
 )
 
-NUM_CALLS, STANDARD_ERRORS = 100, 4.5
+NUM_CALLS, STANDARD_ERRORS = 80, 4.5
 DATA = torch.tensor([0.7, -0.4], dtype=torch.float64)
 
 

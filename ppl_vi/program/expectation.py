@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 
+from ppl_vi.errors import GuideError
 from ppl_vi.program.layout import PARTICLES
 from ppl_vi.program.run import Run
 from ppl_vi.program.tracing import Program, factor_sites
@@ -52,14 +53,21 @@ def valued(guide: Program, f: Callable[..., Tensor]) -> Program:
 
 
 def _called(f: Callable[..., Tensor], values: Mapping[str, Tensor]) -> Tensor:
-    """f by site name where its arguments are sites, else on all values by name."""
+    """f by site name where the arguments that it must have are sites, else on all values by name."""
     try:
-        names = list(inspect.signature(f).parameters)
+        arguments = inspect.signature(f).parameters.values()
     except ValueError:  # a built-in function
-        names = []
-    if names and all(name in values for name in names):
-        return f(**{name: values[name] for name in names})
-    return f(values)
+        arguments = ()
+    required = [a.name for a in arguments if a.default is a.empty]
+    if required and all(name in values for name in required):
+        return f(**{a.name: values[a.name] for a in arguments if a.name in values})
+    try:
+        return f(values)
+    except TypeError as cause:
+        raise GuideError(
+            f"f of Expectation could not be called ({cause}). Name its arguments after sites of the "
+            f"guide ({', '.join(values)}), or let it take one dict of values by site."
+        ) from cause
 
 
 def only_expectation(made: Run) -> Run:

@@ -62,8 +62,8 @@ class Site:
 
     @property
     def num_states(self) -> int:
-        """How many values the whole event can take; 0 where they cannot be listed."""
-        return int(self.support_size**self.elements) if self.support_size else 0
+        """How many values the whole event can take, at least; 0 where they cannot be listed."""
+        return int(self.support_size ** min(self.elements, 64)) if self.support_size else 0
 
 
 @dataclass(frozen=True)

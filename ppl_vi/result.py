@@ -27,6 +27,7 @@ from ppl_vi.program import (
     predictive_draws,
     squeezed,
 )
+from ppl_vi.running import in_words
 from ppl_vi.states import States
 from ppl_vi.stopping import StopReason
 from ppl_vi.threads import threads_for
@@ -89,7 +90,7 @@ class FitResult:
     def __repr__(self) -> str:
         return (
             f"FitResult(elbo={self.elbo}, num_steps={self.num_steps}, "
-            f"seconds={self.seconds:.1f}, estimators={self.estimators}, "
+            f"seconds={self.seconds:.1f}, estimators={in_words(self.estimators)!r}, "
             f"stop_reason={str(self.stop_reason)!r})"
         )
 

@@ -14,7 +14,8 @@ it depends on: E_q[f] = Σ_states Π_sites weight · f. Only a linear bound may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ppl_vi.estimators import Draws, Given
 from ppl_vi.planning import Plan
-from ppl_vi.program import Factor, Run, align, key
+from ppl_vi.program import Factor, FactorKey, Run, align, key
 from ppl_vi.states import SiteState
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -92,9 +93,8 @@ class OnGrid:
         self.bound = bound
 
     def _weighted(self, factor: Factor) -> Tensor:
-        """``[num_particles, replicas, states, *plates]``: what it adds, N / B outside left out."""
+        """``[particles of the run, *plates]``: what it adds, N / B outside left out."""
         signed = factor.signed if self.plan.outside == 1 else factor.signed / self.plan.outside
-        signed = signed.reshape(*self.plan.grid.shape, *signed.shape[1:])
         weight = self._weight(factor)
         if weight is None:
             return signed
@@ -108,24 +108,21 @@ class OnGrid:
             return None
         reaching = [n for n in weighted if key(factor) in plan.dependencies.downstream[n]]
         free = set(grid.axis_of.values()) - {grid.axis_of[n] for n in reaching if n in grid.axis_of}
-        first = grid.first_on(frozenset(free)).to(factor.log_prob)
-        weight = first.reshape(-1, *(1,) * len(factor.plates))
+        first = grid.first_on(frozenset(free)).repeat(grid.size // prod(grid.axes))
+        weight = first.to(factor.log_prob).reshape(-1, *(1,) * len(factor.plates))
         for name in reaching:
             latent = self.run.latents[name]
             log_weight = plan.estimators[name].log_weight(latent)
-            log_weight = align(log_weight, latent.plates, factor.plates)
-            weight = weight * log_weight.exp().reshape(*grid.shape, *log_weight.shape[1:])
+            weight = weight * align(log_weight, latent.plates, factor.plates).exp()
         return weight
 
-    def summed(self, factors: Any, plates: tuple[str, ...]) -> Tensor:
+    def summed(self, factors: Iterable[FactorKey], plates: tuple[str, ...]) -> Tensor:
         """``[num_particles, replicas, states, *plates]`` of the sum of weighted factors."""
-        size, shape = self.plan.grid.size, self.plan.grid.shape
-        total = self.run.factors[0].log_prob.new_zeros(*shape, *(1,) * len(plates))
-        for name in factors:
-            flat = self.factors[name].expand(*shape, *self.factors[name].shape[3:])
-            aligned = align(flat.reshape(size, *flat.shape[3:]), self.plates[name], plates)
-            total = total + aligned.reshape(*shape, *aligned.shape[1:])
-        return total
+        aligned = [align(self.factors[name], self.plates[name], plates) for name in factors]
+        size = self.plan.grid.size
+        nothing = self.run.factors[0].log_prob.new_zeros(size, *(1,) * len(plates))
+        total: Tensor = sum(aligned[1:], start=aligned[0]) if aligned else nothing
+        return total.reshape(*self.plan.grid.shape, *total.shape[1:])
 
     def term(self, objective: Bound, name: str, state: SiteState, arguments: Arguments) -> Tensor:
         """The site's addend to the surrogate."""

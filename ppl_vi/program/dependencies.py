@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppl_vi.program.layout import unmasked
+from ppl_vi.program.messengers import Draw
 from ppl_vi.program.run import Factor, Run, run
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair
@@ -79,7 +80,8 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
     with forked_rng(), torch.no_grad():
         reached, plates = _track(alone, pair)
         with _shaken_parameters(pair):
-            perturbed = {site: _perturb(alone, pair, site, site in sites) for site in reached}
+            trials = _Trials(alone, pair)
+            perturbed = {site: _perturb(trials, site, site in sites) for site in reached}
     return Dependencies(
         {site: reached[site] | moved for site, (moved, _) in perturbed.items()},
         {site: mixed for site, (_, mixed) in perturbed.items() if site in sites},
@@ -187,19 +189,18 @@ def _shaken_parameters(pair: Pair) -> Iterator[None]:
 
 
 def _perturb(
-    structure: Structure, pair: Pair, site: str, in_parts: bool
+    trials: _Trials, site: str, in_parts: bool
 ) -> tuple[frozenset[FactorKey], frozenset[str]]:
     """Redraw parts of a site: which factors move, and along which plates in the other part?"""
+    structure = trials.structure
     moved: set[FactorKey] = set()
     mixed: set[str] = set()
     if structure.sites[site].fixed:
         return frozenset(), frozenset()
     for seed, (plate, parts) in enumerate(_parts(structure, site, in_parts)):
-        drawn: _Drawn = {}
-        before = _run_with(structure, pair, site, None, seed, drawn)
+        before = trials.before(seed)
         for redrawn in parts:
-            where = _along(structure, plate, redrawn)
-            after = _run_with(structure, pair, site, where, seed, drawn)
+            after = trials.after(seed, site, _along(structure, plate, redrawn))
             for old, new in zip(before.factors, after.factors, strict=True):
                 # The same random numbers and operations give the same bits, where nothing reaches.
                 change = (old.signed != new.signed) & ~(old.signed.isnan() & new.signed.isnan())
@@ -235,41 +236,55 @@ def _along(structure: Structure, plate: str | None, redrawn: Tensor) -> Tensor:
     )
 
 
-_Drawn = dict[str, tuple[Tensor, Tensor]]
-"""The values of a run's sites and their log-probabilities, by site."""
+class _Trials:
+    """Runs on fixed random numbers, as they are and with elements of one site drawn once more."""
 
+    def __init__(self, structure: Structure, pair: Pair) -> None:
+        self.structure, self.pair = structure, pair
+        self._before: dict[int, Run] = {}
+        self._drawn: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
-def _run_with(
-    structure: Structure,
-    pair: Pair,
-    site: str,
-    redrawn: Tensor | None,
-    seed: int,
-    drawn: _Drawn,
-) -> Run:
-    """A run on fixed random numbers, the ``redrawn`` elements of one site drawn once more.
+    def before(self, seed: int) -> Run:
+        """The run with nothing drawn anew; the same for every site."""
+        if seed not in self._before:
 
-    The first run, without ``redrawn``, fills ``drawn``; later ones keep its values wherever the
-    distribution is still the same.
-    """
-    seeds = itertools.count(1_000 * seed)
-
-    def draw(name: str, distribution: Any) -> Tensor:
-        # Each site has its own random numbers, however many the sites before it took.
-        with forked_rng(seed=next(seeds)):
-            value: Tensor = distribution()
-            if redrawn is None:
-                drawn[name] = value, unmasked(distribution).log_prob(value)
+            def draw(name: str, distribution: Any) -> Tensor:
+                value: Tensor = distribution()
+                self._drawn[seed, name] = value, unmasked(distribution).log_prob(value)
                 return value
-            before, log_prob = drawn[name]
+
+            self._before[seed] = self._run(seed, draw)
+        return self._before[seed]
+
+    def after(self, seed: int, site: str, redrawn: Tensor) -> Run:
+        """The run with the ``redrawn`` elements of the site drawn once more.
+
+        Other sites keep their values wherever their distribution is still the same.
+        """
+
+        def draw(name: str, distribution: Any) -> Tensor:
+            before, log_prob = self._drawn[seed, name]
             if name == site:
                 return _where(distribution, redrawn, _another(distribution, before), before)
             # Rejection takes more random numbers for some elements, which shifts those of the rest.
             same = unmasked(distribution).log_prob(before) == log_prob
-            return _where(distribution, same, before, value)
+            return _where(distribution, same, before, distribution())
 
-    with forked_rng(seed=seed):
-        return run(structure, pair, draw, 1)
+        return self._run(seed, draw)
+
+    def _run(self, seed: int, draw: Draw) -> Run:
+        seeds = itertools.count(1_000 * seed)
+
+        def seeded(name: str, distribution: Any) -> Tensor:
+            # Each site has its own random numbers, and so has what comes after it, however many the
+            # sites before it took.
+            torch.manual_seed(next(seeds))
+            value = draw(name, distribution)
+            torch.manual_seed(next(seeds))
+            return value
+
+        with forked_rng(seed=seed):
+            return run(self.structure, self.pair, seeded, 1)
 
 
 def _where(distribution: Any, elements: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyro
@@ -54,10 +54,9 @@ def valued(guide: Program, f: Callable[..., Tensor]) -> Program:
 
 def _called(f: Callable[..., Tensor], values: Mapping[str, Tensor]) -> Tensor:
     """f by site name where the arguments that it must have are sites, else on all values by name."""
-    try:
-        arguments = inspect.signature(f).parameters.values()
-    except ValueError:  # a built-in function
-        arguments = ()
+    arguments: list[inspect.Parameter] = []
+    with suppress(ValueError):  # a built-in function has no signature
+        arguments = list(inspect.signature(f).parameters.values())
     required = [a.name for a in arguments if a.default is a.empty]
     if required and all(name in values for name in required):
         return f(**{a.name: values[a.name] for a in arguments if a.name in values})

@@ -227,7 +227,7 @@ def test_as_many_states_as_can_be_afforded_are_enumerated():
 
 
 def test_sites_without_a_common_factor_share_an_axis():
-    plan = prepare(ELBO(2), many(40, False))
+    plan = prepare(ELBO(2), many(14, False))
     assert set(plan.estimators.values()) == {Enumerate()}
     assert plan.grid.axes == (2,)
 

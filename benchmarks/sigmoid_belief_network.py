@@ -12,6 +12,7 @@ Usage: python -m benchmarks.sigmoid_belief_network [--data NPZ] [--output MD] [-
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ LATENTS, PIXELS, BATCH = 200, 784, 100
 ESTIMATORS: dict[str, Estimator] = {
     "DisARM": DisARM(),
     "Relax": Relax(),
+    "Relax over leave-one-out": Relax(baseline=LeaveOneOut()),
     "leave-one-out": ScoreFunction(LeaveOneOut()),
     "moving average": ScoreFunction(MovingAverage()),
     "no baseline": ScoreFunction(),
@@ -54,28 +56,29 @@ class Decoder(PyroModule):
     """The model: ``z ~ Bernoulli(prior)``, ``x ~ Bernoulli(W z + b)``, a row a digit."""
 
     def __init__(self, mean: Tensor) -> None:
-        super().__init__()
+        super().__init__("decoder")
         self.prior = nn.Parameter(torch.zeros(LATENTS))
-        self.linear = PyroModule[nn.Linear](LATENTS, PIXELS)
-        self.linear.bias.data = mean.clamp(0.001, 0.999).logit()
+        # Other names than the guide's: modules are known to Pyro by the names of their parameters.
+        self.decoder = PyroModule[nn.Linear](LATENTS, PIXELS)
+        self.decoder.bias.data = mean.clamp(0.001, 0.999).logit()
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("digits", len(x)):
             z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.linear(z)).to_event(1), obs=x)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
 
 class Encoder(PyroModule):
     """The guide: ``z ~ Bernoulli(V (x - mean) + c)``."""
 
     def __init__(self, mean: Tensor) -> None:
-        super().__init__()
+        super().__init__("encoder")
         self.mean = mean
-        self.linear = PyroModule[nn.Linear](PIXELS, LATENTS)
+        self.encoder = PyroModule[nn.Linear](PIXELS, LATENTS)
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("digits", len(x)):
-            logits = self.linear(x - self.mean)
+            logits = self.encoder(x - self.mean)
             pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
 
 
@@ -95,15 +98,14 @@ def main() -> None:
     """Train every estimator, print the table and write it."""
     options = _options()
     training, test = digits(options.data, options.rows, options.test_rows)
-    wanted = [(r, s, e) for r in options.rates for s in options.seeds for e in options.estimators]
-    runs = []
-    for rate, seed, name in tqdm(wanted, desc="runs", unit="run", disable=None):
+    wanted = list(itertools.product(options.seeds, options.rates, options.estimators))
+    runs: list[Run] = []
+    for seed, rate, name in tqdm(wanted, desc="runs", unit="run", disable=None):
         runs.append(trained(name, training, test, rate, seed, options))
-        tqdm.write(_text(pd.DataFrame(runs[-1:]).round(2)))
-    table = summary(runs)
-    print(f"\n{_setting(options)}\n\n{_text(table)}")
-    if options.output is not None:
-        options.output.write_text(f"{_setting(options)}\n\n{markdown(table)}\n")
+        tqdm.write(f"{name}, rate {rate}, seed {seed}: test ELBO {runs[-1].test_elbo:.2f}")
+        if options.output is not None:  # after each run: the whole takes long
+            options.output.write_text(f"{_setting(options)}\n\n{markdown(summary(runs))}\n")
+    print(f"\n{_setting(options)}\n\n{summary(runs).to_string(index=False)}")
 
 
 def _options() -> argparse.Namespace:
@@ -112,8 +114,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     parser.add_argument("--rows", type=int, default=8_000, help="training digits")
     parser.add_argument("--test-rows", type=int, default=2_000, help="the last digits, held out")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="Adam's")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3], help="Adam's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
     return parser.parse_args()
@@ -174,7 +176,7 @@ def summary(runs: list[Run]) -> pd.DataFrame:
     """The mean over seeds by rate and estimator, and how far the seeds are apart."""
     by = pd.DataFrame(runs).groupby(["rate", "estimator"], sort=False)
     means = by[["test_elbo", "test_weighted", "training_elbo", "milliseconds"]].mean()
-    means.insert(1, "between seeds", by["test_elbo"].agg(lambda v: v.max() - v.min()))
+    means.insert(1, "seeds apart by", by["test_elbo"].agg(lambda v: v.max() - v.min()))
     names = {
         "rate": "learning rate",
         "test_elbo": "test ELBO",
@@ -191,10 +193,6 @@ def _setting(options: argparse.Namespace) -> str:
         f"batches of {BATCH}, 2 particles, Adam, seeds {', '.join(map(str, options.seeds))}; nats "
         f"a digit."
     )
-
-
-def _text(table: pd.DataFrame) -> str:
-    return table.to_string(index=False)
 
 
 def markdown(table: pd.DataFrame) -> str:

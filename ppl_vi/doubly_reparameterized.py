@@ -67,8 +67,11 @@ def doubly_reparameterized(objective: PowerMean, pair: Pair) -> tuple[Tensor, Te
         made = run(structure, pair, replay, count, rows)
         whole = OnGrid(objective, made, plan)
         names = [name for name in plan.estimators if not structure.sites[name].fixed]
-        owed = torch.autograd.grad(
-            whole.bound, [drawn[n] for n in names], retain_graph=True, materialize_grads=True
+        leaves = [drawn[name] for name in names]
+        owed = (
+            torch.autograd.grad(whole.bound, leaves, retain_graph=True, materialize_grads=True)
+            if leaves
+            else ()
         )
     total = OnGrid(objective, _without_scores(made, names), plan).bound
     multiplier = 1 - objective.order * (1 - objective.weights(whole.log_w.detach()))

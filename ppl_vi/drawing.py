@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vi.errors import GuideError
 from ppl_vi.planning import Plan
 from ppl_vi.program import Factor, Pair, Run, key, run, run_guide, with_closed_forms
+
+
+@contextmanager
+def naming(name: str, estimator: Any) -> Iterator[None]:
+    """Name site and estimator in whatever goes wrong with what the user gave to the estimator."""
+    try:
+        yield
+    except GuideError:
+        raise
+    except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as cause:
+        raise GuideError(
+            f"site '{name}': {type(estimator).__name__} cannot serve it: {cause}. Correct its "
+            f"arguments, or use another estimator."
+        ) from cause
 
 
 def draw_with(plan: Plan, pair: Pair) -> Run:
@@ -23,14 +39,8 @@ def draw_with(plan: Plan, pair: Pair) -> Run:
     drawn: list[tuple[str, Tensor]] = []
 
     def draw(name: str, distribution: Any) -> Tensor:
-        try:
+        with naming(name, plan.estimators[name]):
             value = plan.estimators[name].draw(distribution, plan.places[name])
-        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as cause:
-            raise GuideError(
-                f"site '{name}': {type(plan.estimators[name]).__name__} could not draw from "
-                f"{plan.structure.sites[name].distribution}: {cause}. Correct its arguments, or use "
-                f"another estimator."
-            ) from cause
         source = plan.sources[name]
         value = value if source is None else value[source.to(value.device)]
         drawn.append((name, value))
@@ -64,6 +74,12 @@ def _without_scores(made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str
 
     again = run_guide(plan.structure, pair, replay, made.num_particles, made.rows)
     scores = {key(factor): factor.log_prob for factor in again.factors}
+    for factor in made.factors:
+        if factor.origin == "guide" and not _same(factor.log_prob, scores[key(factor)]):
+            raise GuideError(
+                f"site '{factor.sites[0]}': sticking the landing runs the guide twice on the same "
+                f"draws, and it gave two different distributions (dropout, say). Use Pathwise()."
+            )
 
     def without(factor: Factor) -> Factor:
         if factor.origin != "guide" or factor.sites[0] not in plan.sampled:
@@ -72,3 +88,7 @@ def _without_scores(made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str
         return replace(factor, log_prob=factor.log_prob - score + score.detach())
 
     return replace(made, factors=tuple(without(factor) for factor in made.factors))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)

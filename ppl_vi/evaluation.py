@@ -32,17 +32,18 @@ def estimate_elbo(batches: Iterable[WeightedPair]) -> Estimate:
     with torch.no_grad(), forked_rng(seed=0):
         for pair, share, handler in batches:
             with handler:
-                log_w = _log_weights(structure_of(pair), pair, handler)
+                log_w = _log_weights(structure_of(pair), pair, handler, share)
             total += share * log_w.mean().item()
             variance += share**2 * log_w.var().item() / len(log_w)
     return Estimate(total, variance**0.5)
 
 
 def _log_weights(
-    structure: Structure, pair: Pair, handler: AbstractContextManager[object]
+    structure: Structure, pair: Pair, handler: AbstractContextManager[object], share: float
 ) -> torch.Tensor:
     elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
-    draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _ELEMENTS_IN_ALL // elements))
+    affordable = int(share * _ELEMENTS_IN_ALL) // elements  # many batches need fewer draws each
+    draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, affordable))
     at_once = max(1, min(draws, _ELEMENTS_AT_ONCE // elements))
     handed = handler.names if isinstance(handler, DataPlate) else ()
     if any(p.size < p.full_size and p.name not in handed for p in structure.plates.values()):

@@ -29,9 +29,15 @@ from ppl_vi.preparation import structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
-from ppl_vi.running import estimators_of, final_bound, in_words, loss_and_grads_of, model_for
+from ppl_vi.running import (
+    estimators_of,
+    final_bound,
+    in_words,
+    loss_and_grads_of,
+    model_for,
+    states_after,
+)
 from ppl_vi.starting import initial_values, resolve_guide
-from ppl_vi.states import kept_states
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, OnNan, train
 
@@ -203,7 +209,7 @@ def _trained(
         num_steps=len(losses),
         seconds=time.perf_counter() - started,
         stop_reason=reason,
-        states=kept_states(objective),
+        states=states_after(objective, job),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
-from ppl_vi.preparation import inspected
+from ppl_vi.preparation import forget, structure_of
 from ppl_vi.program import (
     Arguments,
     DataPlate,
@@ -65,14 +65,15 @@ class Job:
             GuideError, ModelError, DataError: as ``inspect`` does; a GuideError also where the guide
                 cannot follow the rows of a batch of another size.
         """
+        forget(self.pair(self.source.whole()))
         if not self.data_plates:
-            return inspected(self.pair(self.source.whole()))
+            return structure_of(self.pair(self.source.whole()))
         first, other = two_batches(self.source)
         with self.handler(first):
-            structure = inspected(self.pair(first))
+            structure = structure_of(self.pair(first))
         try:
             with self.handler(other):
-                inspected(self.pair(other))
+                structure_of(self.pair(other))
         except GuideError as error:
             reason = str(error.__cause__ or error).splitlines()[0].split(". ")[0]
             raise GuideError(

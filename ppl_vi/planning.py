@@ -68,6 +68,8 @@ class Plan:
     sources: Mapping[str, Tensor | None] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.dependencies is None and any(e.uses_credit for e in self.estimators.values()):
+            raise ValueError("an estimator asks for credit, but what its draws reach is not known.")
         names = self.structure.drawn
         object.__setattr__(self, "places", {name: self.grid.place(name) for name in names})
         object.__setattr__(self, "sources", {name: self._source(name) for name in names})
@@ -83,7 +85,7 @@ class Plan:
     @property
     def sampled(self) -> frozenset[str]:
         """The sites that keep their sampled log q in the gradient."""
-        return frozenset(n for n, e in self.estimators.items() if sticks(e))
+        return frozenset(name for name, estimator in self.estimators.items() if sticks(estimator))
 
     @property
     def outside(self) -> float:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ppl_vi.drawing import draw_with
+from ppl_vi.drawing import draw_with, naming
+from ppl_vi.memory import known_about
 from ppl_vi.planning import Choices, Plan, make_plan
 from ppl_vi.program import (
     ClosedForm,
@@ -34,7 +35,7 @@ def prepare(choices: Choices, pair: Pair) -> Plan:
     Raises:
         GuideError, ModelError, DataError: as ``inspect`` and ``make_plan`` do.
     """
-    known, asked = _known(pair), ("plan", id(choices), _shapes(pair))
+    known, asked = known_about(pair), ("plan", id(choices), _shapes(pair))
     owner, plan = known.get(asked, (None, None))
     if owner is None or owner() is not choices:  # another objective may have had this identity
         plan = _made(choices, pair)
@@ -55,13 +56,16 @@ def _made(choices: Choices, pair: Pair) -> Plan:
         return plan
     if any(estimator.needs_batch for estimator in plan.estimators.values()):
         with forked_rng(), torch.no_grad():  # what a proposal or a network can't do is said here
-            draw_with(plan, pair)
+            made = draw_with(plan, pair)
+            for name, estimator in plan.estimators.items():
+                with naming(name, estimator):
+                    estimator.probe(made.latents[name])
     return replace(plan, dependencies=independent_of_draws(plan.dependencies, plan.forms))
 
 
 def dependencies_of(structure: Structure, pair: Pair, sites: tuple[str, ...]) -> Dependencies:
     """What each draw of the guide reaches, found once for each shape of the arguments."""
-    known, asked = _known(pair), ("dependencies", sites, _shapes(pair))
+    known, asked = known_about(pair), ("dependencies", sites, _shapes(pair))
     if asked not in known:
         known[asked] = find_dependencies(structure, pair, sites)
     dependencies: Dependencies = known[asked]
@@ -71,9 +75,9 @@ def dependencies_of(structure: Structure, pair: Pair, sites: tuple[str, ...]) ->
 def _closed_forms(
     structure: Structure, dependencies: Dependencies, pair: Pair
 ) -> dict[str, ClosedForm]:
-    known, asked = _known(pair), ("closed forms", _shapes(pair))
+    known, asked = known_about(pair), ("closed forms", _shapes(pair))
     if asked not in known:
-        with forked_rng(), torch.no_grad():
+        with forked_rng(), torch.enable_grad():  # derivatives are tried too
             tried = run(structure, pair, draw_plainly, 2)
             known[asked] = find_closed_forms(structure, dependencies, tried)
     forms: dict[str, ClosedForm] = known[asked]
@@ -86,44 +90,19 @@ def structure_of(pair: Pair) -> Structure:
     Raises:
         GuideError, ModelError, DataError: as ``inspect`` does.
     """
-    known, asked = _known(pair), ("structure", _shapes(pair))
+    known, asked = known_about(pair), ("structure", _shapes(pair))
     if asked not in known:
         known[asked] = inspect(pair)
     structure: Structure = known[asked]
     return structure
 
 
-def inspected(pair: Pair) -> Structure:
-    """The structure of a pair, found anew: for a fit's first look at its programs and its data.
+def forget(pair: Pair) -> None:
+    """Forget what is known of a pair: for a fit's first look at its programs and its data.
 
-    Raises:
-        GuideError, ModelError, DataError: as ``inspect`` does.
+    Programs may have changed since, through what they close over, and so may the number of rows.
     """
-    known = _known(pair)
-    # Programs may have changed since, through what they close over.
-    for asked in [asked for asked in known if asked[-1] == _shapes(pair)]:
-        del known[asked]
-    return structure_of(pair)
-
-
-_Known = dict[tuple[Any, ...], Any]
-_KNOWN: dict[tuple[int, int], dict[Hashable, _Known]] = {}
-_KEPT: list[Any] = []
-
-
-def _known(pair: Pair) -> _Known:
-    """What is known of a pair; forgotten together with its model or its guide."""
-    owners = [getattr(program, "__self__", program) for program in (pair.model, pair.guide)]
-    identity = (id(owners[0]), id(owners[1]))
-    if identity not in _KNOWN:
-        _KNOWN[identity] = {}
-        for owner in owners:
-            try:
-                weakref.finalize(owner, _KNOWN.pop, identity, None)
-            except TypeError:  # cannot be watched (slots, tuples): no other may get its identity
-                _KEPT.append(owner)
-    methods = tuple(getattr(p, "__func__", None) for p in (pair.model, pair.guide))
-    return _KNOWN[identity].setdefault(methods, {})
+    known_about(pair).clear()
 
 
 def _shapes(pair: Pair) -> Hashable:

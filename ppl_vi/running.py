@@ -18,6 +18,7 @@ from ppl_vi.job import Job
 from ppl_vi.objectives import EvidenceLowerBound, Objective
 from ppl_vi.program import KeepFrozen, Structure, enumerated
 from ppl_vi.randomness import forked_rng
+from ppl_vi.states import States
 
 Program = Callable[..., Any]
 
@@ -49,7 +50,20 @@ def estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
         return {}
     batch = next(job.source.sequence())
     with job.handler(batch):
-        return objective.described(objective.plan(job.pair(batch)))
+        pair = job.pair(batch)
+        plan = objective.plan(pair)
+        with torch.no_grad(), forked_rng(), _unchecked():
+            objective.estimate(pair)  # what a network or a proposal can't do is said before a step
+        return objective.described(plan)
+
+
+def states_after(objective: pyro.infer.ELBO, job: Job) -> States:
+    """What the estimators of the sites have learned in the fit."""
+    if not isinstance(objective, Objective):
+        return {}
+    batch = next(job.source.sequence())
+    with job.handler(batch):
+        return objective.states(job.pair(batch))
 
 
 def in_words(estimators: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ppl_vi.estimators import Estimator
+from ppl_vi.memory import known_about
 from ppl_vi.program import Pair, Structure
 
 
@@ -21,37 +22,32 @@ class SiteState(NamedTuple):
 
 States = dict[str, SiteState]
 
-_KEPT: dict[int, dict[tuple[int, int], States]] = {}
-
 
 def states_of(
     objective: Any, pair: Pair, structure: Structure, estimators: Mapping[str, Estimator]
 ) -> States:
-    """The states of an objective on a pair, made when first asked for and kept with the objective.
+    """The states of an objective on a pair, made when first asked for, forgotten with either.
 
     Args:
-        objective: each object has its own; it is immutable, and they are forgotten with it.
+        objective: each object has its own; it is immutable.
         pair: the model and the guide.
         structure: of the pair.
         estimators: by site.
     """
-    owners = [getattr(program, "__self__", program) for program in (pair.model, pair.guide)]
-    if id(objective) not in _KEPT:
-        _KEPT[id(objective)] = {}
-        weakref.finalize(objective, _KEPT.pop, id(objective), None)
-    states = _KEPT[id(objective)].setdefault((id(owners[0]), id(owners[1])), {})
+    # Batches differ in their plates, but a state may be made for the size of an event.
+    events = tuple(
+        site.shape[len(site.shape) - site.event_dim :] for site in structure.sites.values()
+    )
+    known, asked = known_about(pair), ("states", id(objective), events)
+    owner, states = known.get(asked, (None, {}))
+    if owner is None or owner() is not objective:  # another objective may have had this identity
+        states = {}
+        known[asked] = weakref.ref(objective), states
     for name, estimator in estimators.items():
         if name not in states:
             site, baseline = structure.sites[name], estimator.subtracted
             states[name] = SiteState(
                 estimator.init(site), None if baseline is None else baseline.init(site)
             )
-    return states
-
-
-def kept_states(objective: Any) -> States:
-    """All states that an objective has by now, by site."""
-    kept: States = {}
-    for states in _KEPT.get(id(objective), {}).values():
-        kept.update(states)
+    kept: States = states
     return kept

@@ -14,6 +14,7 @@ it depends on: E_q[f] = Σ_states Π_sites weight · f. Only a linear bound may 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vi.drawing import naming
 from ppl_vi.estimators import Draws, Given
 from ppl_vi.planning import Plan
 from ppl_vi.program import Factor, FactorKey, Run, align, key
@@ -68,7 +70,7 @@ def surrogate(
     made = OnGrid(objective, run, plan)
     total = made.bound
     for name, estimator in plan.estimators.items():
-        if estimator.uses_credit and plan.dependencies is not None:
+        if estimator.uses_credit:
             total = total + made.term(objective, name, states.get(name, SiteState()), arguments)
     return made.bound.detach(), total
 
@@ -113,7 +115,11 @@ class OnGrid:
         for name in reaching:
             latent = self.run.latents[name]
             log_weight = plan.estimators[name].log_weight(latent)
-            weight = weight * align(log_weight, latent.plates, factor.plates).exp()
+            # Where the program mixes a plate, all its elements' draws count for each of them.
+            mixed = plan.dependencies.mixed.get(name, frozenset())
+            kept = [p for p in factor.plates if p not in mixed]
+            log_weight = align(log_weight, latent.plates, kept)
+            weight = weight * align(log_weight, kept, factor.plates).exp()
         return weight
 
     def summed(self, factors: Iterable[FactorKey], plates: tuple[str, ...]) -> Tensor:
@@ -136,11 +142,14 @@ class OnGrid:
             # Baselines see the log-weight of one row, so that batches of other sizes are alike.
             rows = plan.scale_of(p for p in draws.latent.plates if p not in plan.shared)
             own = downstream[:, 0] / rows
-            foretold = None if baseline is None else rows * baseline(own, given)
+            with naming(name, baseline):
+                foretold = None if baseline is None else rows * baseline(own, given)
             credit = self._credit(objective, name, downstream, foretold)
-        term = estimator.term(draws, plan.outside * credit, state.estimator)
+        with naming(name, estimator):
+            term = estimator.term(draws, plan.outside * credit, state.estimator)
         if baseline is not None and torch.is_grad_enabled():
-            baseline.update(own, given)
+            with naming(name, baseline):
+                baseline.update(own, given)
         return term
 
     def _downstream(self, name: str, replicas: tuple[int, ...]) -> Tensor:
@@ -167,8 +176,7 @@ class OnGrid:
             if objective.linear:
                 parts.append(objective.drop(others, own))
             else:
-                log_w = self._whole(name)
-                parts.append(-objective.drop(log_w, log_w - own + others))
+                parts.append(-objective.drop(self._whole(name), self._left(name, own) + others))
         return torch.cat(parts, 1)
 
     def _credit_of_draws(
@@ -177,14 +185,36 @@ class OnGrid:
         if objective.linear:
             return objective.drop(own, torch.zeros_like(own) if foretold is None else foretold)
         log_w = self._whole(name)
+        share = objective.share(log_w).expand_as(own)
         if foretold is None:
-            return objective.share(log_w)
-        return objective.drop(log_w, log_w - own + foretold)
+            return share
+        # What is foretold knows nothing of the draw, and so does the choice to leave it out.
+        possible = torch.isfinite(foretold)
+        new = self._left(name, own) + torch.where(possible, foretold, 0.0)
+        return torch.where(possible, objective.drop(log_w, new), share)
 
     def _whole(self, name: str) -> Tensor:
         """``[num_particles, 1, 1, *plates]``: the log-weights, laid out for the site's credit."""
         log_w = self.log_w.unsqueeze(1).unsqueeze(1)
         return self._spread(log_w, self.plan.shared, self.run.latents[name].plates)
+
+    def _left(self, name: str, own: Tensor) -> Tensor:
+        """``[num_particles, 1, 1, *plates]``: the log-weights without what is downstream of a draw.
+
+        It is summed up, not subtracted: a draw that is impossible leaves what the others weigh.
+        """
+        plan, plates = self.plan, self.run.latents[name].plates
+        reached = frozenset() if plan.dependencies is None else plan.dependencies.downstream[name]
+        rest = [k for k in self.factors if k not in reached and k not in plan.constant]
+        total = self._spread(self.summed(rest, plan.shared)[:, :1], plan.shared, plates)
+        inside = [3 + i for i, plate in enumerate(plates) if plate not in plan.shared]
+        impossible = own == -math.inf
+        finite = torch.where(impossible, 0.0, own)
+        if not inside:
+            return total.expand_as(own)
+        others = finite.sum(inside, keepdim=True) - finite
+        count = impossible.sum(inside, keepdim=True) - impossible.long()
+        return torch.where(count > 0, -math.inf, total + others)
 
     def _spread(self, tensor: Tensor, plates: tuple[str, ...], target: tuple[str, ...]) -> Tensor:
         """Give a ``[num_particles, replicas, states, *plates]`` tensor the target's plates, of size 1.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vi.estimators.draws import Draws
 from ppl_vi.estimators.grid import Place
-from ppl_vi.program import Site
+from ppl_vi.program import Latent, Site
 
 
 class Given(NamedTuple):
@@ -123,7 +123,10 @@ class Estimator(Choice, ABC):
             place: how the particles are laid out.
         """
 
-    def log_weight(self, latent: Any) -> Tensor:
+    def probe(self, latent: Latent) -> None:
+        """Look at first draws, before the first step; raise a ValueError where they can't serve."""
+
+    def log_weight(self, latent: Latent) -> Tensor:
         """``[particles, *plates]``: how much each draw counts, where ``weighted``."""
         raise NotImplementedError
 

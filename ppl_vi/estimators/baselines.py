@@ -39,8 +39,11 @@ class LeaveOneOut(Baseline):
             )
 
     def __call__(self, downstream: Tensor, given: Given | None = None) -> Tensor:
-        others = downstream.shape[0] - 1
-        return (downstream.sum(0, keepdim=True) - downstream) / others
+        # Sums of the particles before and after: the sum of all less one's own has no infinity left.
+        none = torch.zeros_like(downstream[:1])
+        before = torch.cat([none, downstream[:-1]]).cumsum(0)
+        after = torch.cat([downstream[1:], none]).flip(0).cumsum(0).flip(0)
+        return (before + after) / (downstream.shape[0] - 1)
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Estimator
-from ppl_vi.estimators.draws import Draws
+from ppl_vi.estimators.draws import Draws, finite_logits
 from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Site, innermost
 
@@ -67,7 +67,7 @@ class DisARM(Estimator):
         base = innermost(distribution)
         shape = distribution.batch_shape + distribution.event_shape
         with torch.no_grad():
-            logits = _decisions(base, base.logits)
+            logits = _decisions(base, finite_logits(base.logits))
             logits = logits.expand(*shape, logits.shape[-1])
             pairs = logits.reshape(place.shape[0] // 2, 2, -1)
             u = torch.rand_like(pairs[:, 0])
@@ -75,7 +75,7 @@ class DisARM(Estimator):
             return _value_of(base, taken.reshape(logits.shape))
 
     def term(self, draws: Draws, credit: Tensor, state: nn.Module | None) -> Tensor:
-        logits = _decisions(draws.family, draws.parameter("logits"))
+        logits = _decisions(draws.family, draws.logits())
         with torch.no_grad():
             taken, asked = _decided(draws.family, draws.value, logits.shape[-1])
             probability = logits.sigmoid()

@@ -50,6 +50,10 @@ class Draws:
         """``[num_particles, replicas, states, *plates, *event, ...]``, its gradient attached."""
         return self.select(self._batched().parameter(name))
 
+    def logits(self) -> Tensor:
+        """The logits, those of impossible states finite: no product with their weight 0 is NaN."""
+        return finite_logits(self.parameter("logits"))
+
     def select(self, tensor: Tensor) -> Tensor:
         """Lay out ``[particles of the run, ...]`` and keep this site's replicas."""
         grid = tensor.reshape(*self.shape, *tensor.shape[1:])
@@ -61,3 +65,8 @@ class Draws:
                 f"site '{self.site}': its estimator needs a guide that runs all particles at once."
             )
         return self.latent.batched
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """Logits no lower than that of a probability which rounds to nothing."""
+    return logits.clamp(min=-1000.0)

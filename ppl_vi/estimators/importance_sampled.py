@@ -16,6 +16,8 @@ from ppl_vi.estimators.grid import Place
 from ppl_vi.estimators.score_function import check_has_score
 from ppl_vi.program import Latent, Site, innermost
 
+_TRIED = 50
+
 Proposal = Callable[[Any], Any] | Distribution
 """A distribution, or a function from the guide's distribution to one."""
 
@@ -64,6 +66,22 @@ class ImportanceSampled(Estimator):
             value: Tensor = self._proposed(distribution).sample()
         return value
 
+    def probe(self, latent: Latent) -> None:
+        batched = latent.batched
+        if batched is None:
+            return
+        q = batched.distribution
+        r = self._proposed(q)
+        if r.event_shape != q.event_shape or r.support.is_discrete != q.support.is_discrete:
+            raise ValueError(
+                f"{type(innermost(r)).__name__} has not the kind or shape of its draws"
+            )
+        wide = [q.sample() for _ in range(_TRIED)]
+        if not all(torch.isfinite(r.log_prob(value)).all() for value in wide):
+            raise ValueError("the proposal cannot draw all that the guide's distribution can")
+        if not all(q.support.check(r.sample()).all() for _ in range(_TRIED)):
+            raise ValueError("the proposal draws values outside the support")
+
     def log_weight(self, latent: Latent) -> Tensor:
         batched = latent.batched
         if batched is None:
@@ -77,6 +95,11 @@ class ImportanceSampled(Estimator):
         base = innermost(distribution)
         proposal = self.proposal
         found: Any = proposal if isinstance(proposal, Distribution) else proposal(base)
+        if not isinstance(found, Distribution):
+            raise TypeError(f"the proposal gives {found!r}, which is no distribution")
         elements = distribution.event_dim - base.event_dim
         shape = distribution.batch_shape + distribution.event_shape[:elements]
-        return found.expand(shape).to_event(elements)
+        lifted = found.expand(shape).to_event(elements)
+        if lifted.event_shape != distribution.event_shape:
+            raise ValueError(f"the proposal draws {tuple(lifted.event_shape)} for one event")
+        return lifted

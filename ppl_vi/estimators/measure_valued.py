@@ -87,7 +87,7 @@ class MeasureValued(Estimator):
         elements = value.shape[-1]
         given = {}
         for name in _names(draws.family):
-            parameter = draws.parameter(name)
+            parameter = draws.logits() if name == "logits" else draws.parameter(name)
             extra = parameter.shape[draws.value.dim() :]
             given[name] = parameter.reshape(*value.shape, *extra)[:, 0]
         total, replica = credit.new_zeros(()), 1  # replica 0 is the draw itself
@@ -102,6 +102,7 @@ class MeasureValued(Estimator):
                 weights = decomposition.weights(given, values)
             for weight in weights:
                 answer = credit[:, replica : replica + elements].movedim(1, -1)
+                answer = torch.where(weight == 0, 0.0, answer)  # 0 · -inf would be NaN
                 total = total + (varied * weight * answer).sum()
                 replica += elements
         return total

@@ -62,7 +62,8 @@ class NeuralBaseline(Baseline):
     def _foretold(self, downstream: Tensor, given: Given | None) -> Tensor:
         if given is None:
             raise TypeError("NeuralBaseline looks at the data: call it with what is given.")
-        found: Tensor = learner_of(given.state).module(self._inputs(given))
+        learner = learner_of(given.state).to(downstream.device)
+        found: Tensor = learner.module(self._inputs(given))
         plates = downstream.shape[2:]
         if found.dim() == len(plates) + 1 and found.shape[-1] == 1:
             found = found.squeeze(-1)

@@ -46,6 +46,11 @@ class Pathwise(Estimator):
         return self.stick_the_landing
 
     def check(self, site: Site, num_particles: int) -> None:
+        if self.stick_the_landing and site.fixed:
+            raise GuideError(
+                f"site '{site.name}': a Delta has no score to drop. Name the site that it is computed "
+                f"from (of an autoguide: the auxiliary one), or use Pathwise()."
+            )
         if not site.reparameterizable:
             raise GuideError(
                 f"site '{site.name}': Pathwise needs a reparameterized draw, and {site.distribution} "

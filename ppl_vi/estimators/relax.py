@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from ppl_vi.estimators.baselines import MovingAverage
 from ppl_vi.estimators.draws import Draws
 from ppl_vi.estimators.grid import Place
 from ppl_vi.estimators.neural_baseline import Learner, learner_of
-from ppl_vi.estimators.score_function import detached_draw
+from ppl_vi.estimators.score_function import check_baseline, detached_draw
 from ppl_vi.program import Site
 
 _FAMILIES = ("Bernoulli", "Categorical")
@@ -45,6 +46,7 @@ class Relax(Estimator):
     Raises:
         GuideError: the site is neither Bernoulli nor Categorical, or the bound is not a mean of
             log-weights.
+        ValueError: the temperature or the rate is not positive.
 
     Example:
         >>> from ppl_vi import ELBO, Relax
@@ -61,6 +63,12 @@ class Relax(Estimator):
     linear_only: ClassVar[bool] = True
     needs_batch: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        for name in ("temperature", "rate"):
+            value = getattr(self, name)
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}.")
+
     @property
     def subtracted(self) -> Baseline | None:
         return self.baseline
@@ -72,8 +80,7 @@ class Relax(Estimator):
                 f"site '{site.name}': Relax relaxes Bernoulli or Categorical draws, not those of "
                 f"{site.distribution}. Use {instead} for this site."
             )
-        if self.baseline is not None:
-            self.baseline.check(site, num_particles)
+        check_baseline(site, self.baseline, num_particles)
 
     def init(self, site: Site) -> nn.Module:
         entries = site.elements * (1 if site.distribution == "Bernoulli" else site.support_size)
@@ -88,8 +95,8 @@ class Relax(Estimator):
         return detached_draw(distribution)
 
     def term(self, draws: Draws, credit: Tensor, state: nn.Module | None) -> Tensor:
-        learner = learner_of(state)
-        logits = draws.parameter("logits")
+        learner = learner_of(state).to(credit.device)
+        logits = draws.logits()
         num_particles = credit.shape[0]
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
@@ -136,12 +143,12 @@ def _logistic(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def _gumbel(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Relaxed scores whose largest is at the value, as functions of the logits without and given it."""
     log_p = logits.log_softmax(-1)
-    exponential = torch.empty_like(logits).exponential_().clamp(min=torch.finfo(logits.dtype).tiny)
+    smallest = torch.finfo(logits.dtype).tiny
+    log_e = torch.empty_like(logits).exponential_().clamp(min=smallest).log()
     chosen = one_hot(value, logits.shape[-1]).bool()
     # The largest of Gumbels at log p is a standard Gumbel; the others stay below it.
-    largest = exponential.gather(-1, value.unsqueeze(-1))
-    others = exponential / log_p.exp() + largest
-    given = -torch.where(chosen, largest.expand_as(others), others).log()
+    largest = log_e.gather(-1, value.unsqueeze(-1)).expand_as(log_e)
+    given = -torch.where(chosen, largest, torch.logaddexp(log_e - log_p, largest))
     return log_p + (given - log_p).detach(), given
 
 

@@ -49,14 +49,25 @@ class ScoreFunction(Estimator):
 
     def check(self, site: Site, num_particles: int) -> None:
         check_has_score(site, type(self).__name__)
-        if self.baseline is not None:
-            self.baseline.check(site, num_particles)
+        check_baseline(site, self.baseline, num_particles)
 
     def draw(self, distribution: Any, place: Place) -> Tensor:
         return detached_draw(distribution)
 
     def term(self, draws: Draws, credit: Tensor, state: nn.Module | None) -> Tensor:
         return (draws.log_q * credit).sum()
+
+
+def check_baseline(site: Site, baseline: Any, num_particles: int) -> None:
+    """Raise a GuideError unless there is no baseline, or one that can serve the site."""
+    if baseline is None:
+        return
+    if not isinstance(baseline, Baseline):
+        raise GuideError(
+            f"site '{site.name}': the baseline must be a Baseline such as LeaveOneOut(), not "
+            f"{baseline!r}."
+        )
+    baseline.check(site, num_particles)
 
 
 def check_has_score(site: Site, estimator: str) -> None:

@@ -106,7 +106,8 @@ def _beside_typical_value(given: Parameters, draw: Tensor) -> tuple[Tensor, ...]
         )
         for quantile in quantiles
     )
-    return tuple(v.to(draw) / given["rate"] for v in values)
+    tiny = torch.finfo(draw.dtype).tiny  # as torch's own draws are
+    return tuple((v.to(draw) / given["rate"]).clamp(min=tiny) for v in values)
 
 
 def _concentration_weights(given: Parameters, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

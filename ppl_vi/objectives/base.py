@@ -16,7 +16,7 @@ from ppl_vi.estimators import Estimators
 from ppl_vi.planning import Plan
 from ppl_vi.preparation import prepare
 from ppl_vi.program import Pair
-from ppl_vi.states import states_of
+from ppl_vi.states import States, states_of
 from ppl_vi.surrogate import surrogate
 
 
@@ -53,6 +53,11 @@ class Objective(pyro.infer.ELBO, ABC):
             GuideError, ModelError, DataError: they can't be made.
         """
         return prepare(self, pair)
+
+    def states(self, pair: Pair) -> States:
+        """What the estimators have learned on a pair, by site."""
+        plan = self.plan(pair)
+        return states_of(self, pair, plan.structure, plan.estimators)
 
     def described(self, plan: Plan) -> dict[str, str]:
         """The estimator of each site, in words."""

@@ -16,7 +16,7 @@ from ppl_vi.objectives.elbo import MeanObjective
 from ppl_vi.planning import Plan
 from ppl_vi.preparation import prepare
 from ppl_vi.program import Pair, only_expectation, valued
-from ppl_vi.states import states_of
+from ppl_vi.states import States, states_of
 from ppl_vi.surrogate import surrogate
 
 _PROGRAMS: dict[int, dict[Any, Callable[..., Any]]] = {}
@@ -65,6 +65,9 @@ class Expectation(MeanObjective):
 
     def plan(self, pair: Pair) -> Plan:
         return prepare(self, self._valued(pair))
+
+    def states(self, pair: Pair) -> States:
+        return super().states(self._valued(pair))
 
     def estimate(self, pair: Pair) -> tuple[Tensor, Tensor]:
         pair = self._valued(pair)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +165,8 @@ class RenyiELBO(PowerMeanBound):
     def __post_init__(self) -> None:
         check_count("K", self.K)
         check_count("num_particles", self.num_particles)
-        if not math.isfinite(self.alpha) or self.alpha == 1:
+        alpha: Any = self.alpha
+        if not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha == 1:
             raise ValueError(
                 f"alpha must be a finite number other than 1 (use ELBO()), not {self.alpha!r}."
             )

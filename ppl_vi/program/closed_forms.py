@@ -1,7 +1,8 @@
-"""Closed forms: a site's log p - log q replaced by its expectation given the site's parents.
+"""Closed forms: a site's log p and log q replaced by their expectations given the site's parents.
 
-Where torch knows KL(q || p) it takes the place of log p - log q, and where it knows the entropy of q
-that of -log q. The expectation over the site's own draw is then exact.
+Where torch knows the entropy H(q), E_q[log q] = -H(q) takes the place of log q, and where it knows
+KL(q || p) too, E_q[log p] = -KL(q || p) - H(q) that of log p. The expectation over the site's own draw
+is then exact, whatever the two are scaled by.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vi.program.dependencies import Dependencies, FactorKey, key
-from ppl_vi.program.layout import unexpanded
+from ppl_vi.program.layout import innermost, unexpanded
 from ppl_vi.program.run import Batched, Factor, Run
 from ppl_vi.program.structure import Structure
 
@@ -38,15 +39,15 @@ def find_closed_forms(
         guide, model = factors["guide", (name,)], factors.get(("model", (name,)))
         if structure.sites[name].fixed or _masked(guide):
             continue
-        if (
+        if not _known(_entropy_of, guide):
+            continue
+        closed = (
             model is not None
             and _comparable(guide, model)
             and _parents_given(name, dependencies)
             and _known(_divergence_of, guide, model)
-        ):
-            found[name] = "kl"
-        elif _known(_entropy_of, guide):
-            found[name] = "entropy"
+        )
+        found[name] = "kl" if closed else "entropy"
     return found
 
 
@@ -62,12 +63,9 @@ def with_closed_forms(run: Run, forms: Mapping[str, ClosedForm], sampled: Collec
     for name, form in forms.items():
         own, prior = ("guide", (name,)), ("model", (name,))
         guide = factors[own]
+        closed = {own: -_entropy_of(guide)}
         if form == "kl":
-            # Added to the log-weight, as a factor of the model is.
-            closed = {prior: -_divergence_of(guide, factors[prior])}
-            closed[own] = torch.zeros_like(guide.log_prob)
-        else:
-            closed = {own: -_entropy_of(guide)}
+            closed[prior] = closed[own] - _divergence_of(guide, factors[prior])
         for place, value in closed.items():
             if name in sampled:
                 drawn = factors[place].log_prob
@@ -90,17 +88,12 @@ def independent_of_draws(
 
 
 def _comparable(guide: Factor, model: Factor) -> bool:
-    """Whether both stand in the same plates under the same scale, and none is masked."""
+    """Whether both stand in the same plates, and none is masked."""
     own, prior = guide.batched, model.batched
     if own is None or prior is None or _masked(model):
         return False
-    one, other = guide.scale, model.scale
-    numbers = not isinstance(one, Tensor) and not isinstance(other, Tensor)
-    return (
-        (one is other or (numbers and bool(one == other)))
-        and guide.plates == model.plates
-        and bool(own.distribution.event_dim == prior.distribution.event_dim)
-    )
+    same_events: bool = own.distribution.event_dim == prior.distribution.event_dim
+    return guide.plates == model.plates and same_events
 
 
 def _masked(factor: Factor) -> bool:
@@ -145,6 +138,8 @@ def divergence(one: Any, other: Any) -> Tensor:
         parts = divergence(one.base_dist, other.base_dist)
         whole: Tensor = sum_rightmost(parts.expand(torch.broadcast_shapes(*shapes)), dims)
         return whole
+    if not (_steady(unexpanded(one)) and _steady(unexpanded(other))):
+        raise NotImplementedError
     shape = torch.broadcast_shapes(one.batch_shape, other.batch_shape)
     # Some of torch's divergences do not broadcast.
     found: Tensor = kl_divergence(*(unexpanded(unexpanded(d).expand(shape)) for d in (one, other)))
@@ -166,8 +161,29 @@ def entropy(distribution: Any) -> Tensor:
 
 
 def _known(closed_form: Callable[..., Tensor], *factors: Factor) -> bool:
-    """Whether torch has the closed form, and it is finite."""
+    """Whether torch has the closed form, finite and with finite derivatives."""
     try:
-        return bool(torch.isfinite(closed_form(*factors)).all())
+        value = closed_form(*factors)
     except NotImplementedError:
         return False
+    if not torch.isfinite(value).all():
+        return False
+    distributions = [factor.batched.distribution for factor in factors if factor.batched]
+    every = [tensor for d in distributions for tensor in vars(innermost(d)).values()]
+    leaves = [t for t in every if isinstance(t, Tensor) and t.requires_grad]
+    if not leaves or not value.requires_grad:
+        return True
+    gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True, retain_graph=True)
+    return all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
+
+
+def _steady(distribution: Any) -> bool:
+    """Whether transforms, if any, are one-to-one and stay as they are: torch takes that for granted."""
+    transforms = getattr(distribution, "transforms", ())
+    return all(
+        transform.bijective
+        and not isinstance(transform, torch.nn.Module)
+        and not hasattr(transform, "parts")
+        and not any(isinstance(v, Tensor) and v.requires_grad for v in vars(transform).values())
+        for transform in transforms
+    )

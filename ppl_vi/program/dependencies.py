@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_vi.program.layout import unmasked
 from ppl_vi.program.messengers import Draw
@@ -53,10 +53,6 @@ class Dependencies:
         factors = self.downstream[site]
         return frozenset(s for origin, (s, *_) in factors if origin == "guide" and s != site)
 
-    def factors_of(self, site: str, run: Run) -> list[Factor]:
-        """The factors of a run that are downstream of the site."""
-        return [factor for factor in run.factors if key(factor) in self.downstream[site]]
-
     def credit_plates(self, site: str, run: Run) -> tuple[str, ...]:
         """The site's plates whose elements are independent, so that credit is taken in them."""
         return tuple(p for p in run.latents[site].plates if p not in self.mixed[site])
@@ -80,7 +76,7 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
     with forked_rng(), torch.no_grad():
         reached, plates = _track(alone, pair)
         with _shaken_parameters(pair):
-            trials = _Trials(alone, pair)
+            trials = _Trials(alone, _without_zeros(pair))
             perturbed = {site: _perturb(trials, site, site in sites) for site in reached}
     return Dependencies(
         {site: reached[site] | moved for site, (moved, _) in perturbed.items()},
@@ -186,6 +182,18 @@ def _shaken_parameters(pair: Pair) -> Iterator[None]:
     finally:
         for parameter, data in zip(shaken, kept, strict=True):
             parameter.data = data  # in place, a graph that holds the parameter would be invalid
+
+
+def _without_zeros(pair: Pair) -> Pair:
+    """The pair with small numbers for zeros in floating arguments: a weight of 0 hides its input."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return torch.where(leaf == 0, 0.1 * torch.rand_like(leaf), leaf)
+        return 0.1 if isinstance(leaf, float) and leaf == 0 else leaf
+
+    args, kwargs = tree_map(moved, (pair.args, pair.kwargs))
+    return pair._replace(args=args, kwargs=kwargs)
 
 
 def _perturb(

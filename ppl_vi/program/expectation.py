@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
@@ -31,7 +32,7 @@ def valued(guide: Program, f: Callable[..., Tensor]) -> Program:
     def program(*args: Any, **kwargs: Any) -> None:
         sites = factor_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         values = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
-        found = _called(f, values)
+        found = _tensor(_called(f, values))
         frames = {
             frame.dim: frame
             for site in sites.values()
@@ -67,6 +68,12 @@ def _called(f: Callable[..., Tensor], values: Mapping[str, Tensor]) -> Tensor:
             f"f of Expectation could not be called ({cause}). Name its arguments after sites of the "
             f"guide ({', '.join(values)}), or let it take one dict of values by site."
         ) from cause
+
+
+def _tensor(found: Any) -> Tensor:
+    if not isinstance(found, Tensor | float | int):
+        raise GuideError(f"f of Expectation must give a tensor or a number, not {found!r}.")
+    return found if isinstance(found, Tensor) else torch.tensor(float(found))
 
 
 def only_expectation(made: Run) -> Run:

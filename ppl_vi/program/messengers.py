@@ -170,6 +170,14 @@ class KeepFrozen(Messenger):
             self.frozen[msg["name"]] = init
 
     def _pyro_post_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(init, torch.nn.Parameter) and msg["value"].data_ptr() != init.data_ptr():
+            # Pyro would go on with the other one, and leave this one as it is.
+            raise ModelError(
+                f"parameter '{msg['name']}' is the name of two tensors in Pyro's store, so that one of "
+                f"them would never be trained. Give a module a name of its own, as in "
+                f"super().__init__('encoder') of a PyroModule, or clear the store of other models."
+            )
         if msg["name"] in self.frozen:
             self.frozen[msg["name"]].requires_grad_(False)
 

@@ -25,7 +25,7 @@ from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
 
 _TRIED = 3
-_REFUSED = (ValueError, RuntimeError, TypeError, IndexError, NotImplementedError)
+_REFUSED = (ValueError, RuntimeError, TypeError, IndexError, KeyError, NotImplementedError)
 
 
 def choose_particles(structure: Structure, pair: Pair) -> Structure:

@@ -1,7 +1,6 @@
 """What baselines and estimators keep: through ragged batches, apart for each fit, beside immutables."""
 
 import copy
-import gc
 
 import pyro
 import pyro.distributions as dist
@@ -18,8 +17,8 @@ from ppl_vi import (
     Relax,
     ScoreFunction,
     fit,
-    states,
 )
+from ppl_vi.program import Pair
 
 X = torch.randn(23, 3, generator=torch.Generator().manual_seed(0)) + 1.0
 MODULE = torch.nn.Linear(3, 1)
@@ -76,7 +75,7 @@ def test_svi_learns_too_and_a_loss_without_gradient_does_not(name):
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=objective)
     for size in (10, 10, 3):
         svi.step(X[:size])
-    kept = states.kept_states(objective)["z"]
+    kept = objective.states(Pair(model, guide, (X[:10],), {}))["z"]
     before = [copy.deepcopy(s.state_dict()) for s in kept if s is not None]
     svi.evaluate_loss(X)
     for state, old in zip([s for s in kept if s is not None], before, strict=True):
@@ -85,14 +84,14 @@ def test_svi_learns_too_and_a_loss_without_gradient_does_not(name):
                 torch.testing.assert_close(value, old[key])
 
 
-def test_states_are_forgotten_with_their_objective():
-    objective = ELBO(1, {"z": ScoreFunction(MovingAverage())})
-    objective.loss_and_grads(model, guide, X)
-    identity = id(objective)
-    assert identity in states._KEPT
-    del objective
-    gc.collect()
-    assert identity not in states._KEPT
+def test_states_go_with_their_objective():
+    """Another objective, even one in the same place of memory, starts anew."""
+    pair = Pair(model, guide, (X,), {})
+    for _ in range(5):
+        objective = ELBO(1, {"z": ScoreFunction(MovingAverage())})
+        assert objective.states(pair)["z"].baseline.steps == 0
+        objective.loss_and_grads(model, guide, X)
+        assert objective.states(pair)["z"].baseline.steps == 1
 
 
 def test_a_moving_average_follows_the_log_weights():
@@ -109,7 +108,7 @@ def test_a_network_learns_to_foretell():
     errors = []
     for _ in range(300):
         objective.loss_and_grads(model, guide, X)
-        learner = states.kept_states(objective)["z"].baseline
+        learner = objective.states(Pair(model, guide, (X,), {}))["z"].baseline
         errors.append(learner.module(X).mean().item())
     # The log-weight of one row of the untrained pair, on average over rows and draws.
     assert errors[-1] == pytest.approx(-6.1, abs=0.6)

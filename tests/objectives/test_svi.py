@@ -22,6 +22,7 @@ from ppl_vi import (
     ReparameterizedELBO,
     ScoreFunction,
     ScoreFunctionELBO,
+    memory,
     preparation,
 )
 
@@ -213,15 +214,15 @@ def modules():
 @pytest.mark.parametrize("made", [programs, bound_methods, modules])
 def test_what_is_known_is_forgotten_with_the_model(made):
     gc.collect()
-    known = set(preparation._KNOWN)
+    known = set(memory._KNOWN)
     own_model, own_guide = made()
     ELBO(2).loss(own_model, own_guide, DATA)
     owner = weakref.ref(getattr(own_model, "__self__", own_model))
-    assert set(preparation._KNOWN) - known
+    assert set(memory._KNOWN) - known
     del own_model, own_guide
     gc.collect()
     assert owner() is None
-    assert not set(preparation._KNOWN) - known
+    assert not set(memory._KNOWN) - known
 
 
 def test_a_pair_is_inspected_once(monkeypatch):

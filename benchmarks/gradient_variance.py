@@ -212,7 +212,7 @@ def comparisons() -> list[Comparison]:
 def main() -> None:
     """Measure every comparison, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gradients", type=int, default=4_000)
+    parser.add_argument("--gradients", type=int, default=2_000)
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)

@@ -116,7 +116,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, default=2_000, help="the last digits, held out")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3], help="Adam's")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
     return parser.parse_args()
 

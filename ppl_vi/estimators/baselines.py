@@ -183,6 +183,8 @@ def _squared_score(given: Given | None, downstream: Tensor) -> Tensor:
         total = distribution.log_prob(batched.value).sum()
         scores = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
     norms = [s.square().reshape(*batch, -1).sum(-1) for s in scores if s is not None]
+    if not norms:  # a loss without gradient
+        return torch.ones_like(downstream)
     squared = given.draws.select(batched.place(torch.stack(norms).sum(0)))[:, 0]
     # Where credit is summed over a plate, so is the score.
     gone = [i for i, size in enumerate(downstream.shape) if size == 1 and squared.shape[i] > 1]

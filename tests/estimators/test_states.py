@@ -78,6 +78,8 @@ def test_svi_learns_too_and_a_loss_without_gradient_does_not(name):
     kept = objective.states(Pair(model, guide, (X[:10],), {}))["z"]
     before = [copy.deepcopy(s.state_dict()) for s in kept if s is not None]
     svi.evaluate_loss(X)
+    with torch.no_grad():
+        objective.loss(model, guide, X[:5])
     for state, old in zip([s for s in kept if s is not None], before, strict=True):
         for key, value in state.state_dict().items():
             if isinstance(value, torch.Tensor):

@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 
 from ppl_vi import (
     ELBO,
+    ControlVariate,
     DisARM,
     GuideError,
     ImportanceSampled,
@@ -298,3 +299,31 @@ def test_one_objective_serves_pairs_with_events_of_other_sizes():
             pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
 
         assert objective.loss_and_grads(model, guide) != 0
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ScoreFunction(LeaveOneOut()),
+        ScoreFunction(MovingAverage()),
+        ScoreFunction(ControlVariate()),
+        MeasureValued(),
+        DisARM(),
+        Relax(),
+    ],
+    ids=repr,
+)
+def test_a_loss_without_gradient_is_the_same_bound(estimator):
+    """Asked for before any gradient, and on the same draws after one."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    objective = ELBO(8, estimator)
+    objective.loss(model, bernoulli)
+    losses = []
+    for road in (objective.loss, objective.loss_and_grads):
+        pyro.set_rng_seed(3)
+        losses.append(road(model, bernoulli))
+    assert losses[0] == pytest.approx(losses[1])

@@ -225,7 +225,7 @@ def main() -> None:
         table.append({**row, "ratio": small / large, "holds": holds})
     frame = pd.DataFrame(table)
     for column in ("variance", "its variance", "ratio"):
-        frame[column] = [f"{value:.3g}" for value in frame[column]]
+        frame[column] = [f"{value:.3g}" if value > 1e-20 else "0" for value in frame[column]]
     error = (4 / options.gradients) ** 0.5
     print(f"\n{options.gradients} gradients each: a ratio is known to about {error:.0%} or more.\n")
     print(frame.to_string(index=False))

@@ -74,7 +74,9 @@ def measure(*args: Any, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def of_chain():
     right = {"score": ScoreFunction(LeaveOneOut()), "pairs": DisARM()}
-    return measure(chain, chain_guide, None, {**right, "sum": Enumerate(), "half": Halved()})
+    return measure(
+        chain, chain_guide, None, {**right, "sum": Enumerate(), "half": Halved(LeaveOneOut())}
+    )
 
 
 def test_one_row_for_each_estimator_and_parameter(of_chain):

@@ -5,10 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ppl_vi.arguments import Device, as_arguments, batch_arguments, number_array
@@ -36,6 +37,14 @@ class Batch:
     rows: Tensor | None
     size: int | None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the arguments, and the row numbers last."""
+        leaves = [
+            leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)
+        ]
+        return tuple(leaves) if self.rows is None else (*leaves, self.rows)
+
 
 class DataSource(ABC):
     """A data set that can be read whole, in part, in shuffled batches or in order.
@@ -50,7 +59,10 @@ class DataSource(ABC):
     Attributes:
         num_rows: N, as given.
         batched: Whether `epoch` gives anything else than the one whole batch.
+        by_rows: Whether batches are rows of tensors in memory, told by their numbers alone.
     """
+
+    by_rows: ClassVar[bool] = False
 
     def __init__(self, num_rows: int | None, batch_size: int | None) -> None:
         self.num_rows = num_rows
@@ -77,15 +89,25 @@ class DataSource(ABC):
             generator: Draws the order, at the call; torch's global state when None. A `DataLoader`
                 ignores it, since it keeps its own sampler.
         """
-        if not self.batched:
-            return self.sequence()
-        device = "cpu" if generator is None else generator.device
-        order = torch.randperm(len(self._order), generator=generator, device=device)
-        return self._read(torch.split(order.to(self._order.device), self._batch_size))
+        return self._read(list(self.chunks(generator, shuffled=True)))
 
     def sequence(self) -> Iterator[Batch]:
         """One pass over all rows in data order, in batches of the same size, the last ragged."""
-        return self._read(torch.split(self._order, self._batch_size))
+        return self._read(list(self.chunks()))
+
+    def chunks(
+        self, generator: torch.Generator | None = None, shuffled: bool = False
+    ) -> Iterator[Tensor]:
+        """The row numbers of each batch of `epoch` (shuffled) or of `sequence`."""
+        order = self._order
+        if shuffled and self.batched:
+            device = "cpu" if generator is None else generator.device
+            order = torch.randperm(len(order), generator=generator, device=device).to(order.device)
+        return iter(torch.split(order, self._batch_size))
+
+    def at(self, rows: Tensor) -> Batch:
+        """The batch of these rows."""
+        return next(self._read([rows]))
 
 
 def data_source(data: Any, batch_size: int | None = None, device: Device = None) -> DataSource:
@@ -140,6 +162,8 @@ def data_source(data: Any, batch_size: int | None = None, device: Device = None)
 
 class _TensorSource(DataSource):
     """Tensors in memory, with other arguments that are passed whole."""
+
+    by_rows = True
 
     def __init__(self, data: Any, batch_size: int | None, device: Device) -> None:
         self._args, self._kwargs = as_arguments(data, "data", device)

@@ -1,6 +1,6 @@
 """What `fit` raises when a model, a guide or the data can't be used as they were given."""
 
-__all__ = ["DataError", "GuideError", "ModelError"]
+__all__ = ["CompileError", "DataError", "GuideError", "ModelError"]
 
 
 class ModelError(ValueError):
@@ -13,3 +13,7 @@ class GuideError(ValueError):
 
 class DataError(ValueError):
     """The data can't be used as they are; the message names the leaf and the remedy."""
+
+
+class CompileError(Exception):
+    """A step cannot be captured or compiled; the message says which line, site or operation why."""

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.compilation import Execute, Wish
 from ppl_vi.data import Batch, DataSource, data_source
 from ppl_vi.errors import GuideError
 from ppl_vi.evaluation import estimate_elbo
@@ -29,6 +30,7 @@ from ppl_vi.preparation import structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
+from ppl_vi.runners import EagerRunner, OnNan
 from ppl_vi.running import (
     estimators_of,
     final_bound,
@@ -38,8 +40,9 @@ from ppl_vi.running import (
     states_after,
 )
 from ppl_vi.starting import initial_values, resolve_guide
+from ppl_vi.streaming import Stream
 from ppl_vi.threads import threads_for
-from ppl_vi.training import Callback, OnNan, train
+from ppl_vi.training import Callback, train
 
 Program = Callable[..., Any]
 
@@ -54,6 +57,7 @@ def fit(
     steps: int = 10_000,
     batch_size: int | None = None,
     data_plate: str | None = None,
+    compile: Wish = "auto",
     restarts: int = 1,
     seed: int | None = None,
     progress: bool = True,
@@ -82,6 +86,10 @@ def fit(
         steps: gradient steps.
         batch_size: rows in a minibatch. Tensors as long as the first one are rows.
         data_plate: the plate over the rows, where the model leaves a doubt.
+        compile: ``True`` compiles the whole step, many steps to a call; ``False`` runs the programs in
+            each step. ``"auto"`` compiles where the planned steps repay the compiler's time, and
+            where not, it repeats the step's operations without the programs around them. The same
+            draws give the same steps, to rounding.
         restarts: independent fits; the one whose objective is highest on all rows is returned. Names
             and classes of guides start each from another place, guides that are objects always from
             the same.
@@ -97,6 +105,7 @@ def fit(
     Raises:
         GuideError, ModelError, DataError: before the first step, where programs or data do not fit.
         FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"``.
+        CompileError: with ``compile=True``, the programs do what a compiled step cannot repeat.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -111,10 +120,20 @@ def fit(
     Source: Ranganath, Gerrish and Blei (2014); Kucukelbir et al. (2017).
     """
     objective = ELBO() if objective is None else objective
-    _check_options(objective, steps, restarts, on_nan)
+    _check_options(objective, steps, restarts, on_nan, compile)
     source = data_source(data, batch_size, device)
     settings = _Settings(
-        model, guide, source, data_plate, objective, optimizer, steps, tuple(callbacks), on_nan
+        model,
+        guide,
+        source,
+        data_plate,
+        objective,
+        optimizer,
+        steps,
+        tuple(callbacks),
+        on_nan,
+        compile,
+        restarts,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
         best = first = _fit_once(settings, 0, bar)
@@ -137,7 +156,7 @@ def _state_kept(seed: int | None) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any) -> None:
+def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any) -> None:
     if not isinstance(objective, pyro.infer.ELBO):
         raise TypeError(
             f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}."
@@ -147,6 +166,8 @@ def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any) -> No
             raise ValueError(f"{name} must be a positive integer, not {value!r}.")
     if on_nan not in ("raise", "skip"):
         raise ValueError(f"on_nan must be 'raise' or 'skip', not {on_nan!r}.")
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
 
 
 def _finite_bound(result: FitResult) -> float:
@@ -167,6 +188,8 @@ class _Settings:
     steps: int
     callbacks: tuple[Callback, ...]
     on_nan: OnNan
+    compile: Wish
+    restarts: int
 
 
 def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
@@ -187,16 +210,8 @@ def _trained(
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
-    losses, reason = train(
-        loss_and_grads_of(objective, model, job),
-        _endless(settings.source),
-        make_stepper(settings.optimizer, _trainable(), settings.steps),
-        settings.steps,
-        settings.callbacks,
-        settings.on_nan,
-        lambda batch: _blame(job, batch),
-        bar,
-    )
+    runner = _runner(settings, objective, model, job, bar)
+    losses, reason = train(runner, settings.steps, settings.callbacks, bar)
     elbo = estimate_elbo(job.weighted_pairs())
     return FitResult(
         job=job,
@@ -210,7 +225,30 @@ def _trained(
         seconds=time.perf_counter() - started,
         stop_reason=reason,
         states=states_after(objective, job),
+        execution=runner.execution,
     )
+
+
+def _runner(
+    settings: _Settings, objective: pyro.infer.ELBO, model: Program, job: Job, bar: tqdm[Any]
+) -> Execute:
+    """Who takes the steps."""
+    parameters = _trainable()
+    eager = EagerRunner(
+        loss_and_grads_of(objective, model, job),
+        Stream(settings.source),
+        make_stepper(settings.optimizer, parameters, settings.steps),
+        settings.on_nan,
+        lambda batch: _blame(job, batch),
+    )
+
+    def tell(line: str) -> None:
+        if not bar.disable:
+            bar.write(line)
+
+    planned = settings.steps * settings.restarts
+    stops = settings.on_nan == "raise"
+    return Execute(settings.compile, objective, job, parameters, eager, stops, planned, tell)
 
 
 def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
@@ -223,12 +261,6 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         job = Job(model, guide, source, plates)
         return job, job.check()
-
-
-def _endless(source: DataSource) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    while True:
-        yield from source.epoch()
 
 
 def _trainable() -> dict[str, Tensor]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +68,7 @@ def make_stepper(
             "optimizer: LBFGS needs a closure and a loss without noise, which a fit does not have. "
             "Use torch.optim.Adam, or leave optimizer out."
         )
-    return _TorchStepper(made, parameters)
+    return TorchStepper(made, parameters)
 
 
 def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
@@ -74,11 +77,18 @@ def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
     return torch.optim.lr_scheduler.ExponentialLR(adam, decay)
 
 
-class _TorchStepper:
+class TorchStepper:
+    """A torch optimizer, with a scheduler around it or none.
+
+    Attributes:
+        optimizer: as the user made it.
+    """
+
     def __init__(self, made: Optimizer | LRScheduler, parameters: Mapping[str, Tensor]) -> None:
         self._scheduler = made if isinstance(made, LRScheduler) else None
-        self._optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
+        self.optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
         self._known = set(parameters)
+        self._ahead: deque[list[float]] = deque()
 
     def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
         zero_grads(parameters.values())
@@ -87,13 +97,37 @@ class _TorchStepper:
         for name in (
             parameters.keys() - self._known
         ):  # a branch of the program met for the first time
-            self._optimizer.add_param_group({"params": [parameters[name]]})
+            self.optimizer.add_param_group({"params": [parameters[name]]})
             self._known.add(name)
-        self._optimizer.step()
+        self.optimizer.step()
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(loss)
         elif self._scheduler is not None:
             self._scheduler.step()
+
+    @property
+    def foreseeable(self) -> bool:
+        """Whether the schedule is known before the losses are."""
+        return not isinstance(self._scheduler, ReduceLROnPlateau)
+
+    def rates(self, count: int) -> list[list[float]]:
+        """The learning rates of the next ``count`` steps, group by group; the schedule moves on."""
+        if self._scheduler is None:
+            return [self._now()] * count
+        with warnings.catch_warnings():  # the optimizer's own step is never called
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
+            while len(self._ahead) < count:
+                self._ahead.append(self._now())
+                self._scheduler.step()
+        return list(islice(self._ahead, count))
+
+    def use_rates(self, count: int) -> None:
+        """These many of the rates were used; the next ones come first."""
+        for _ in range(count if self._ahead else 0):
+            self._ahead.popleft()
+
+    def _now(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
 
 class _PyroStepper:

@@ -35,7 +35,7 @@ def prepare(choices: Choices, pair: Pair) -> Plan:
     Raises:
         GuideError, ModelError, DataError: as ``inspect`` and ``make_plan`` do.
     """
-    known, asked = known_about(pair), ("plan", id(choices), _shapes(pair))
+    known, asked = known_about(pair), ("plan", id(choices), shapes_of(pair))
     owner, plan = known.get(asked, (None, None))
     if owner is None or owner() is not choices:  # another objective may have had this identity
         plan = _made(choices, pair)
@@ -65,7 +65,7 @@ def _made(choices: Choices, pair: Pair) -> Plan:
 
 def dependencies_of(structure: Structure, pair: Pair, sites: tuple[str, ...]) -> Dependencies:
     """What each draw of the guide reaches, found once for each shape of the arguments."""
-    known, asked = known_about(pair), ("dependencies", sites, _shapes(pair))
+    known, asked = known_about(pair), ("dependencies", sites, shapes_of(pair))
     if asked not in known:
         known[asked] = find_dependencies(structure, pair, sites)
     dependencies: Dependencies = known[asked]
@@ -75,7 +75,7 @@ def dependencies_of(structure: Structure, pair: Pair, sites: tuple[str, ...]) ->
 def _closed_forms(
     structure: Structure, dependencies: Dependencies, pair: Pair
 ) -> dict[str, ClosedForm]:
-    known, asked = known_about(pair), ("closed forms", _shapes(pair))
+    known, asked = known_about(pair), ("closed forms", shapes_of(pair))
     if asked not in known:
         with forked_rng(), torch.enable_grad():  # derivatives are tried too
             tried = run(structure, pair, draw_plainly, 2)
@@ -90,7 +90,7 @@ def structure_of(pair: Pair) -> Structure:
     Raises:
         GuideError, ModelError, DataError: as ``inspect`` does.
     """
-    known, asked = known_about(pair), ("structure", _shapes(pair))
+    known, asked = known_about(pair), ("structure", shapes_of(pair))
     if asked not in known:
         known[asked] = inspect(pair)
     structure: Structure = known[asked]
@@ -105,7 +105,8 @@ def forget(pair: Pair) -> None:
     known_about(pair).clear()
 
 
-def _shapes(pair: Pair) -> Hashable:
+def shapes_of(pair: Pair) -> Hashable:
+    """The shapes of a pair's arguments, and the values of those that are no tensors."""
     leaves, layout = tree_flatten((pair.args, pair.kwargs))
     return str(layout), tuple(_shape(leaf) for leaf in leaves)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.arguments import as_arguments
+from ppl_vi.compilation import Execution
 from ppl_vi.diagnostics import inference_data, posterior_table
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
@@ -55,6 +56,7 @@ class FitResult:
         num_steps: steps taken.
         seconds: wall time of the fit.
         stop_reason: why it stopped; printed, it is a sentence.
+        execution: how the steps were taken, eager or compiled, and why.
     """
 
     losses: Tensor
@@ -67,6 +69,7 @@ class FitResult:
     job: Job = field(repr=False)
     start: FittedParameters = field(repr=False)
     fitted: FittedParameters = field(repr=False)
+    execution: Execution
     states: States = field(repr=False, default_factory=dict)
 
     @property

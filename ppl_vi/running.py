@@ -52,7 +52,7 @@ def estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:
     with job.handler(batch):
         pair = job.pair(batch)
         plan = objective.plan(pair)
-        with torch.no_grad(), forked_rng(), _unchecked():
+        with torch.no_grad(), forked_rng(), unchecked():
             objective.estimate(pair)  # what a network or a proposal can't do is said before a step
         return objective.described(plan)
 
@@ -80,14 +80,14 @@ def loss_and_grads_of(
     """The loss of a batch, counted for all rows; it adds to the gradients of the parameters."""
 
     def loss_and_grads(batch: Batch) -> float:
-        with job.handler(batch), _unchecked():
+        with job.handler(batch), unchecked():
             return float(objective.loss_and_grads(model, job.guide, *batch.args, **batch.kwargs))
 
     return loss_and_grads
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
+def unchecked() -> Iterator[None]:
     """All was checked before the first step, and numbers that are not finite are told by ``train``."""
     with pyro.validation_enabled(False), KeepFrozen(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")
@@ -98,7 +98,7 @@ def final_bound(objective: pyro.infer.ELBO, model: Program, job: Job, elbo: Esti
     """The objective's value on all rows; that of an ELBO is the ELBO."""
     if isinstance(objective, EvidenceLowerBound):
         return elbo
-    with torch.no_grad(), forked_rng(seed=0), _unchecked():
+    with torch.no_grad(), forked_rng(seed=0), unchecked():
         values = [_objective_value(objective, model, job) for _ in range(_BOUND_EVALUATIONS)]
     spread = torch.tensor(values).std().item()
     return Estimate(sum(values) / len(values), spread / len(values) ** 0.5)

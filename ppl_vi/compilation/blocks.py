@@ -1,0 +1,240 @@
+"""Take the steps of a fit in compiled blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from ppl_vi.compilation.building import Builds, Compiled
+from ppl_vi.compilation.capturing import repeatable_draws
+from ppl_vi.compilation.costs import repays
+from ppl_vi.compilation.flat import FlatParameters
+from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
+from ppl_vi.compilation.graphs import functional
+from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
+from ppl_vi.errors import CompileError
+from ppl_vi.optimization import Stepper, TorchStepper
+from ppl_vi.runners import EagerRunner, Taken
+from ppl_vi.streaming import Stream
+
+BLOCK = 100
+"""Steps in a block. A block begins at every multiple of it, wherever a run is cut."""
+
+_CLOSE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """All there is for batches of one size.
+
+    Attributes:
+        graph: loss and gradients.
+        step: one step.
+        tables: the data, by input of the graph.
+        compiled: the loop; ``None`` where its steps are taken one operation after the other.
+    """
+
+    graph: GradientGraph
+    step: Step
+    tables: tuple[Tensor, ...]
+    compiled: Compiled | None = None
+
+    def run(self, carried: Carried, fixed: Fixed) -> Carried:
+        """Steps until the block is done."""
+        if self.compiled is None:
+            return self.plainly(carried, fixed)
+        found = self.compiled([*tree_leaves(carried), *tree_leaves(fixed)])
+        after: Carried = tree_unflatten(found, tree_structure(carried))
+        return after
+
+    def plainly(self, carried: Carried, fixed: Fixed) -> Carried:
+        """The same, one operation after the other."""
+        stops = bool(fixed.stops)
+        with torch.no_grad():
+            for _ in range(int(fixed.num_steps)):
+                carried = self.step(carried, fixed)
+                if stops and bool(carried.bad):
+                    break
+        return carried
+
+
+class BlockRunner:
+    """Takes steps by compiled blocks, on data in memory.
+
+    Args:
+        graphs: captures loss and gradients.
+        eager: takes single steps, from the same batches and with the same optimizer.
+        stops: whether a number that is not finite ends the fit.
+        builds: compiles, and counts.
+        steps: how many are planned, over all restarts.
+
+    Raises:
+        CompileError: the programs, the optimizer or the compiler do not allow it.
+    """
+
+    block = BLOCK
+
+    def __init__(
+        self, graphs: GradientGraphs, eager: EagerRunner, stops: bool, builds: Builds, steps: int
+    ) -> None:
+        self._graphs, self._eager, self._builds = graphs, eager, builds
+        self._stream: Stream = eager.stream
+        self._stepper = _of_torch(eager.stepper)
+        self._stops, self._steps = torch.tensor(stops), steps
+        self._shapes: dict[int, _Shape] = {}
+        usual = self._stream.usual()
+        graph = graphs.of(self._stream.batch(usual))
+        live = [graph.parameters[i] for i in graph.used]
+        self._flat = FlatParameters(live, self._stepper.optimizer)
+        self._next_check = BLOCK
+        self._shapes[len(usual)] = self._compiled(self._plain(usual), usual)
+        self._check_compiler(usual)
+
+    def advance(self, count: int) -> list[Taken]:
+        """Take that many steps, or fewer if the next ones cannot be captured."""
+        if self._eager.done >= self._next_check:
+            self._next_check *= 2
+            self._graphs.check(self._stream.batch(self._stream.usual()))
+        taken: list[Taken] = []
+        groups = self._stream.runs(count)
+        for number, rows in enumerate(groups):
+            try:
+                shape = self._shape(rows[0])
+            except CompileError:
+                self._stream.give_back(groups[number:])
+                if taken:
+                    break
+                raise
+            taken += self._run(shape, rows)
+        return taken
+
+    def hand_over(self) -> EagerRunner:
+        """Who takes the steps from here on, one by one."""
+        self._flat.hand_over()
+        return self._eager
+
+    def _run(self, shape: _Shape, rows: Sequence[Tensor]) -> list[Taken]:
+        self._flat.read()
+        carried, fixed = self._block(shape, rows)
+        with repeatable_draws() as again:
+            after = shape.run(carried, fixed)
+            if self._stops and after.bad:
+                again()
+                self._keep(shape, shape.run(carried, fixed._replace(num_steps=after.step - 1)))
+                self._eager.fail(self._stream.batch(rows[int(after.step) - 1]))
+        self._keep(shape, after)
+        count = len(rows)
+        self._eager.done += count
+        self._stepper.use_rates(int(after.taken))
+        told = zip(after.losses[:count].tolist(), after.finite[:count].tolist(), strict=True)
+        return [Taken(*step) for step in told]
+
+    def _keep(self, shape: _Shape, after: Carried) -> None:
+        self._flat.write(after.flat, after.states, after.updates)
+        held = shape.graph.captured.held
+        with torch.no_grad():
+            for number, value in zip(shape.step.changed, after.buffers, strict=True):
+                held[number].copy_(value)
+
+    def _block(self, shape: _Shape, rows: Sequence[Tensor]) -> tuple[Carried, Fixed]:
+        flat, graph, step = self._flat, shape.graph, shape.step
+        device, held = flat.flat.device, graph.captured.held
+        # Each a tensor of its own: a loop takes none twice.
+        carried = Carried(
+            torch.zeros((), dtype=torch.int64, device=device),
+            flat.count,
+            torch.zeros((), dtype=torch.int64, device=device),
+            torch.zeros((), dtype=torch.bool, device=device),
+            torch.zeros(BLOCK, dtype=torch.float64, device=device),
+            torch.zeros(BLOCK, dtype=torch.bool, device=device),
+            flat.flat,
+            flat.states,
+            tuple(held[i] for i in step.changed),
+        )
+        unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
+        still = [tensor for i, tensor in enumerate(held) if i not in step.changed]
+        rates = torch.zeros(BLOCK, len(flat.groups), dtype=torch.float64)
+        rates[: len(rows)] = torch.tensor(self._stepper.rates(len(rows)), dtype=torch.float64)
+        index = torch.zeros(BLOCK, len(rows[0]) if any(step.gathered) else 0, dtype=torch.int64)
+        if any(step.gathered):
+            torch.stack(list(rows), out=index[: len(rows)])
+        fixed = Fixed(
+            torch.tensor(len(rows), device=device),
+            self._stops.to(device),
+            rates.to(device),
+            index.to(device),
+            shape.tables,
+            tuple(tensor.detach() for tensor in (*unused, *still)),
+        )
+        return carried, fixed
+
+    def _shape(self, rows: Tensor) -> _Shape:
+        """What there is for batches of this size; captured once, compiled if that repays."""
+        if len(rows) not in self._shapes:
+            shape = self._plain(rows)
+            share = self._stream.share(len(rows))
+            if repays(_graph_of(shape), int(share * self._steps)):
+                shape = self._compiled(shape, rows)
+            self._shapes[len(rows)] = shape
+        return self._shapes[len(rows)]
+
+    def _plain(self, rows: Tensor) -> _Shape:
+        graph = self._graphs.of(self._stream.batch(rows))
+        if {id(graph.parameters[i]) for i in graph.used} != {id(p) for p in self._flat.live}:
+            raise CompileError("the loss of another batch depends on other parameters")
+        captured = graph.captured
+        inputs = (*captured.inputs, *captured.held)
+        pure, changed = functional(captured.graph, inputs)
+        place = {id(parameter): i for i, parameter in enumerate(self._flat.live)}
+        used = [place[id(p)] if i in graph.used else None for i, p in enumerate(graph.parameters)]
+        tables, gathered = self._stream.tables(len(rows))
+        first = len(captured.inputs)
+        if any(number < first for number in changed):
+            raise CompileError("the program changes its parameters or its data in place")
+        step = Step(
+            pure,
+            tuple(used),
+            tuple(parameter.shape for parameter in self._flat.live),
+            tuple(self._flat.groups),
+            gathered,
+            len(captured.held),
+            tuple(number - first for number in changed),
+        )
+        return _Shape(graph, step, tables)
+
+    def _compiled(self, shape: _Shape, rows: Tensor) -> _Shape:
+        carried, fixed = self._block(shape, [rows])
+        inputs = [*tree_leaves(carried), *tree_leaves(fixed)]
+        compiled = self._builds.build(looped(shape.step, carried, fixed), inputs)
+        return _Shape(shape.graph, shape.step, shape.tables, compiled)
+
+    def _check_compiler(self, rows: Tensor) -> None:
+        """Raise CompileError unless a compiled step does what the same step does uncompiled."""
+        shape = self._shapes[len(rows)]
+        carried, fixed = self._block(shape, [rows])
+        with repeatable_draws() as again:
+            plain = shape.plainly(carried, fixed)
+            again()
+            compiled = shape.run(carried, fixed)
+            again()
+        for mine, other in ((plain.losses[:1], compiled.losses[:1]), (plain.flat, compiled.flat)):
+            if not torch.allclose(mine, other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+                raise CompileError("a compiled step gives another result than the same step eager")
+
+
+def _of_torch(stepper: Stepper) -> TorchStepper:
+    if not isinstance(stepper, TorchStepper):
+        raise TypeError("blocks need one of torch's optimizers.")
+    return stepper
+
+
+def _graph_of(shape: _Shape) -> GraphModule:
+    graph: Any = shape.step.graph
+    made: GraphModule = graph
+    return made

@@ -1,0 +1,172 @@
+"""Compile a graph into a library, kept on disk for the next process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ppl_vi.errors import CompileError
+
+Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Called with the graph's inputs, it gives the graph's outputs in new tensors."""
+
+_MOST_KEPT = 200
+_LOADED: dict[str, Compiled] = {}
+_OPTIONS = {
+    # Draws then come from torch's own generators, and equal those of eager steps.
+    "fallback_random": True,
+    # A header compiled in advance takes longer than it saves.
+    "cpp_cache_precompile_headers": False,
+    "aot_inductor.precompile_headers": False,
+    # The processor says what it can; a try of each instruction set takes seconds.
+    "cpp.vec_isa_ok": True,
+    "aot_inductor.enable_line_tables": False,
+}
+
+
+class Builds:
+    """Counts what was compiled, and for how long.
+
+    Attributes:
+        compiled: graphs that a compiler worked on.
+        loaded: graphs found on disk or in memory.
+        seconds: spent on both.
+    """
+
+    def __init__(self) -> None:
+        self.compiled, self.loaded, self.seconds = 0, 0, 0.0
+
+    def build(self, graph: GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+        """The compiled graph, from memory, from disk, or else from the compiler.
+
+        Args:
+            graph: without changes in place.
+            inputs: of the shapes, types and devices that it will be called with.
+
+        Raises:
+            CompileError: there is no compiler, or it cannot compile the graph.
+        """
+        started = time.perf_counter()
+        key = _key(graph, inputs)
+        device = next((t.device for t in inputs if t.device.type != "cpu"), torch.device("cpu"))
+        if key in _LOADED:
+            self.loaded += 1
+        elif library := _kept(key):
+            _LOADED[key] = _load(library, device)
+            self.loaded += 1
+        else:
+            _LOADED[key] = _load(_compile(graph, inputs, key), device)
+            self.compiled += 1
+        self.seconds += time.perf_counter() - started
+        return _LOADED[key]
+
+
+def cache_folder() -> Path:
+    """Where compiled graphs are kept: ``$PPL_VI_CACHE``, or ppl_vi in the user's cache folder."""
+    given = os.environ.get("PPL_VI_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "ppl_vi"
+
+
+def is_kept(graph: GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """Whether the compiled graph is in memory or on disk."""
+    key = _key(graph, inputs)
+    return key in _LOADED or _kept(key) is not None
+
+
+def _key(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
+    """Names the graph, its inputs, and all that the compiled code depends on."""
+    code = [graph.code] + [m.code for m in graph.modules() if isinstance(m, GraphModule)]
+    kinds = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in inputs]
+    where = torch.__version__, torch.get_num_threads(), _processor()
+    device = [torch.cuda.get_device_name(t.device) for t in inputs if t.is_cuda][:1]
+    return hashlib.sha256(repr((code, kinds, where, device, _OPTIONS)).encode()).hexdigest()[:32]
+
+
+@cache
+def _processor() -> str:
+    """What the processor can do: code compiled for another one may not run here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.node()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _kept(key: str) -> Path | None:
+    folder = cache_folder() / key
+    return next(folder.glob("*.so"), None) if folder.is_dir() else None
+
+
+def _load(library: Path, device: torch.device) -> Compiled:
+    if device.type == "cpu":
+        runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    else:
+        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(
+            str(library), 1, str(device), str(library.parent)
+        )
+    return lambda inputs: runner.run(list(inputs))
+
+
+def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
+    """Compile into a folder of its own, and move that to its place when it is whole."""
+    from torch._inductor import aot_compile
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    root = cache_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = Path(tempfile.mkdtemp(prefix="compiling-", dir=root))
+    except OSError as error:
+        raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own workings
+            options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
+            aot_compile(graph, tuple(inputs), options=options)
+        for path in made.iterdir():
+            if path.suffix not in (".so", ".json", ".cubin"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _replace(made, root / key)
+    except InvalidCxxCompiler as error:
+        raise CompileError("there is no C++ compiler on this machine (install g++)") from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise CompileError(
+            f"torch cannot compile the step ({type(error).__name__}: {lines[0]})"
+        ) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    _prune(root)
+    found = _kept(key)
+    if found is None:
+        raise CompileError("torch compiled the step, but left no library")
+    return found
+
+
+def _replace(made: Path, place: Path) -> None:
+    try:
+        made.rename(place)
+    except OSError:
+        if not place.is_dir():  # else another process was faster
+            raise
+
+
+def _prune(root: Path) -> None:
+    """Forget the oldest."""
+    kept = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    for path in kept[:-_MOST_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)

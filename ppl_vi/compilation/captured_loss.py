@@ -1,0 +1,72 @@
+"""Loss and gradients from captured graphs, for any optimizer and any source of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ppl_vi.compilation.building import Builds, Compiled
+from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
+from ppl_vi.compilation.graphs import functional
+from ppl_vi.data import Batch
+
+
+class CapturedLoss:
+    """Replays the graph of a batch's loss, as a compiled library or operation by operation.
+
+    Args:
+        graphs: captures.
+        builds: compiles.
+        worth: whether a graph's compilation repays.
+    """
+
+    def __init__(
+        self, graphs: GradientGraphs, builds: Builds, worth: Callable[[GradientGraph], bool]
+    ) -> None:
+        self._graphs, self._builds, self._worth = graphs, builds, worth
+        self._compiled: dict[int, _CompiledGraph | None] = {}
+        self._calls, self._next_check = 0, 2
+
+    def __call__(self, batch: Batch) -> float:
+        """The loss on a batch; sets the gradients of the parameters.
+
+        Raises:
+            CompileError: a batch of a new shape cannot be captured, or the programs have changed.
+        """
+        self._calls += 1
+        if self._calls == self._next_check:
+            self._next_check *= 2
+            self._graphs.check(batch)
+        graph = self._graphs.of(batch)
+        if id(graph) not in self._compiled:
+            worth = self._worth(graph)
+            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds) if worth else None
+        compiled = self._compiled[id(graph)]
+        inputs = (*graph.parameters, *batch.tensors)
+        loss, *gradients = graph.captured(*inputs) if compiled is None else compiled(inputs)
+        for number, gradient in zip(graph.used, gradients, strict=True):
+            graph.parameters[number].grad = gradient
+        return loss.item()
+
+
+class _CompiledGraph:
+    """A graph as a library; what the program changes in place is copied back."""
+
+    def __init__(self, graph: GradientGraph, builds: Builds) -> None:
+        captured = graph.captured
+        inputs = (*captured.inputs, *captured.held)
+        pure, self._changed = functional(captured.graph, inputs)
+        self._held = captured.held
+        plain = [tensor.detach() for tensor in inputs]
+        self._run: Compiled = builds.build(pure, plain)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        every = [tensor.detach() for tensor in (*inputs, *self._held)]
+        found = self._run(every)
+        first = len(found) - len(self._changed)
+        with torch.no_grad():
+            for number, value in zip(self._changed, found[first:], strict=True):
+                every[number].copy_(value)
+        return found[:first]

@@ -1,0 +1,161 @@
+"""Choose how the steps of a fit are taken: eager, captured or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pyro.infer
+from torch import Tensor
+
+from ppl_vi.compilation.blocks import BlockRunner
+from ppl_vi.compilation.building import Builds
+from ppl_vi.compilation.captured_loss import CapturedLoss
+from ppl_vi.compilation.costs import FEW_STEPS, compile_seconds, repays
+from ppl_vi.compilation.flat import can_be_flat
+from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
+from ppl_vi.compilation.graphs import functional
+from ppl_vi.errors import CompileError
+from ppl_vi.job import Job
+from ppl_vi.objectives import Objective
+from ppl_vi.runners import EagerRunner, Runner, Taken
+
+Wish = Literal["auto", True, False]
+Mode = Literal["eager", "captured", "compiled"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the steps of a fit were taken.
+
+    Attributes:
+        mode: ``"eager"`` ran the programs in each step, ``"captured"`` their operations alone,
+            ``"compiled"`` a library made from them.
+        reason: why no more than that, in words.
+        captures: how often the programs were captured, once for each shape of a batch.
+        compilations: how many graphs a compiler worked on.
+        loads: how many compiled graphs were found in memory or on disk.
+        seconds: spent on compiling and loading.
+    """
+
+    mode: Mode
+    reason: str = ""
+    captures: int = 0
+    compilations: int = 0
+    loads: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mode}: {self.reason}" if self.reason else self.mode
+
+
+class Execute:
+    """Takes the steps of a fit as fast as the wish, the programs and the machine allow.
+
+    Args:
+        wish: ``fit(compile=...)``.
+        objective: of the fit.
+        job: model, guide and data.
+        parameters: the trainable ones, by name.
+        eager: takes single steps.
+        stops: whether a number that is not finite ends the fit.
+        steps: how many are planned, over all restarts.
+        tell: shows one line to the user.
+
+    Raises:
+        CompileError: the wish is ``True``, and it cannot be granted.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        objective: pyro.infer.ELBO,
+        job: Job,
+        parameters: Mapping[str, Tensor],
+        eager: EagerRunner,
+        stops: bool,
+        steps: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._wish, self._steps, self._tell = wish, steps, tell
+        self._eager, self._plainly = eager, eager.loss_and_grads
+        self._builds = Builds()
+        self._graphs: GradientGraphs | None = None
+        self._runner: Runner = eager
+        self._mode: Mode = "eager"
+        self._reason = "compile=False" if wish is False else ""
+        if wish == "auto" and steps < FEW_STEPS:
+            self._reason = f"{steps} steps are too few to repay a capture"
+        elif wish is not False:
+            try:
+                self._graphs = self._capture(objective, job, parameters)
+                self._choose(self._graphs, stops)
+            except CompileError as reason:
+                self._fall_back(reason)
+
+    @property
+    def block(self) -> int:
+        """How many steps it takes at best in one go."""
+        return self._runner.block
+
+    @property
+    def execution(self) -> Execution:
+        """How the steps were taken so far."""
+        builds = self._builds
+        captures = self._graphs.captures if self._graphs else 0
+        return Execution(
+            self._mode, self._reason, captures, builds.compiled, builds.loaded, builds.seconds
+        )
+
+    def advance(self, count: int) -> list[Taken]:
+        """Take up to ``count`` steps; eager ones where the programs turn out to have changed."""
+        try:
+            return self._runner.advance(count)
+        except CompileError as reason:
+            self._fall_back(reason)
+            return self._runner.advance(count)
+
+    def _capture(
+        self, objective: pyro.infer.ELBO, job: Job, parameters: Mapping[str, Tensor]
+    ) -> GradientGraphs:
+        if not isinstance(objective, Objective):
+            name = type(objective).__name__
+            raise CompileError(
+                f"the objective pyro.infer.{name} turns its loss into a Python number in each step; "
+                f"ppl_vi's own do not"
+            )
+        return GradientGraphs(objective, job, parameters)
+
+    def _choose(self, graphs: GradientGraphs, stops: bool) -> None:
+        stream = self._eager.stream
+        graph = graphs.of(stream.look())
+        worth = self._is_worth(graph)
+        live = [graph.parameters[i] for i in graph.used]
+        if worth and stream.by_rows and can_be_flat(live, self._eager.stepper):
+            self._runner = BlockRunner(graphs, self._eager, stops, self._builds, self._steps)
+        else:
+            self._eager.loss_and_grads = CapturedLoss(graphs, self._builds, lambda _: worth)
+        self._mode = "compiled" if worth else "captured"
+
+    def _is_worth(self, graph: GradientGraph) -> bool:
+        """Whether to compile; says how long it will take, or why not."""
+        captured = graph.captured
+        pure, _ = functional(captured.graph, (*captured.inputs, *captured.held))
+        seconds = compile_seconds(pure)
+        if self._wish is True or repays(pure, self._steps):
+            self._tell(f"compiling the step (about {seconds:.0f} s, less if done before)")
+            return True
+        self._reason = f"{self._steps} steps do not repay about {seconds:.0f} s of compiling"
+        return False
+
+    def _fall_back(self, reason: CompileError) -> None:
+        if self._wish is True:
+            raise CompileError(
+                f"compile=True: {reason}. Correct it, or pass compile='auto' to run such steps eager."
+            ) from reason.__cause__
+        self._tell(f"running eager, since {reason}")
+        if isinstance(self._runner, BlockRunner):
+            self._runner.hand_over()
+        self._eager.loss_and_grads = self._plainly
+        self._runner, self._mode, self._reason = self._eager, "eager", str(reason)

@@ -1,0 +1,86 @@
+"""All parameters of a fit in one tensor, in the order of the optimizer's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_vi.compilation.updates import Update, update_of
+from ppl_vi.optimization import Stepper, TorchStepper
+
+
+def can_be_flat(parameters: Sequence[Tensor], stepper: Stepper) -> bool:
+    """Whether an optimizer's steps on these parameters are known here."""
+    if not isinstance(stepper, TorchStepper) or not stepper.foreseeable:
+        return False
+    known = (update_of(stepper.optimizer, group) for group in stepper.optimizer.param_groups)
+    kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+    return all(update is not None for update in known) and len(kinds) == 1
+
+
+class FlatParameters:
+    """The parameters, and what the optimizer keeps for each of them.
+
+    Args:
+        parameters: live ones, which ``can_be_flat``.
+        optimizer: made by the user; it tells groups and hyperparameters.
+
+    Attributes:
+        live: the parameters, group after group.
+        groups: how many entries each group has, and how it is updated.
+        flat: ``[size]``.
+        states: ``[size of the group]`` each, group by group.
+        count: updates made, a float64 scalar.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
+        self.live: list[Tensor] = []
+        self.groups: list[tuple[int, Update]] = []
+        self.states: tuple[Tensor, ...] = ()
+        wanted = {id(parameter) for parameter in parameters}
+        self._optimizer = optimizer
+        for group in optimizer.param_groups:
+            own = [parameter for parameter in group["params"] if id(parameter) in wanted]
+            update = update_of(optimizer, group)
+            if update is not None:
+                self.live += own
+                self.groups.append((sum(parameter.numel() for parameter in own), update))
+        self.read()
+        for size, update in self.groups:
+            self.states += tuple(self.flat.new_zeros(size) for _ in update.names)
+        self.count = torch.zeros((), dtype=torch.float64, device=self.flat.device)
+
+    def read(self) -> None:
+        """Take the values of the live parameters, which a callback may have changed."""
+        with torch.no_grad():
+            self.flat = torch.cat([parameter.reshape(-1) for parameter in self.live])
+
+    def write(self, flat: Tensor, states: tuple[Tensor, ...], count: Tensor) -> None:
+        """Keep new values, and lay them into the live parameters."""
+        self.flat, self.states, self.count = flat, states, count
+        with torch.no_grad():
+            torch._foreach_copy_(self.live, self.split(flat, self.live))
+
+    def hand_over(self) -> None:
+        """Give the optimizer its states, for it to go on with."""
+        live, states = iter(self.live), iter(self.states)
+        for (size, update), _ in zip(self.groups, self._optimizer.param_groups, strict=True):
+            own: list[Tensor] = []
+            while sum(parameter.numel() for parameter in own) < size:
+                own.append(next(live))
+            kept = {name: self.split(next(states), own) for name in update.names}
+            for number, parameter in enumerate(own):
+                state = {name: chunks[number].clone() for name, chunks in kept.items()}
+                self._optimizer.state[parameter] = {
+                    "step": self.count.to(torch.float32).cpu().clone(),
+                    **state,
+                }
+
+    @staticmethod
+    def split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """The flat tensor in the shapes of others."""
+        parts = flat.split([tensor.numel() for tensor in like])
+        return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]

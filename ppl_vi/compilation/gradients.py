@@ -1,0 +1,96 @@
+"""Graphs of an objective's loss and gradients, one for each shape of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
+from ppl_vi.data import Batch
+from ppl_vi.errors import CompileError
+from ppl_vi.job import Job
+from ppl_vi.objectives import Objective
+from ppl_vi.preparation import shapes_of
+from ppl_vi.running import unchecked
+
+_MOST_SHAPES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class GradientGraph:
+    """The loss and its gradients on batches of one shape.
+
+    Attributes:
+        captured: a function of all parameters and the batch's tensors, to the loss and the gradients.
+        parameters: live.
+        used: numbers of those parameters that the loss depends on, whose gradients there are.
+    """
+
+    captured: Captured
+    parameters: tuple[Tensor, ...]
+    used: tuple[int, ...]
+
+
+class GradientGraphs:
+    """Captures the loss and the gradients when a batch has a new shape, and only then.
+
+    Attributes:
+        captures: how many graphs were captured.
+    """
+
+    def __init__(self, objective: Objective, job: Job, parameters: Mapping[str, Tensor]) -> None:
+        self.objective, self.job = objective, job
+        self.parameters = tuple(parameters.values())
+        self._graphs: dict[Hashable, GradientGraph] = {}
+
+    @property
+    def captures(self) -> int:
+        return len(self._graphs)
+
+    def of(self, batch: Batch) -> GradientGraph:
+        """The graph for batches of this shape.
+
+        Raises:
+            CompileError: the programs do what a graph cannot repeat, or shapes never end.
+        """
+        shape = shape_of(self.job, batch)
+        if shape not in self._graphs:
+            if len(self._graphs) == _MOST_SHAPES:
+                raise CompileError(f"batches have more than {_MOST_SHAPES} shapes")
+            self._graphs[shape] = self._captured(batch)
+        return self._graphs[shape]
+
+    def check(self, batch: Batch) -> None:
+        """Raise CompileError if the programs have changed since they were captured."""
+        graph = self.of(batch)
+        program, _ = self._program(batch)
+        inputs = (*self.parameters, *batch.tensors)
+        check_same(replace(graph.captured, inputs=inputs), program)
+
+    def _captured(self, batch: Batch) -> GradientGraph:
+        program, used = self._program(batch)
+        captured = capture(program, (*self.parameters, *batch.tensors))
+        return GradientGraph(captured, self.parameters, tuple(used))
+
+    def _program(self, batch: Batch) -> tuple[Program, list[int]]:
+        """The loss and its gradients, and the numbers of the parameters that they are taken in."""
+        pair, used = self.job.pair(batch), list[int]()
+
+        def program() -> tuple[Tensor, ...]:
+            with self.job.handler(batch), unchecked(), torch.enable_grad():
+                bound, total = self.objective.estimate(pair)
+                if not total.requires_grad:
+                    raise CompileError("the bound depends on no parameter")
+                found = torch.autograd.grad(-total, self.parameters, allow_unused=True)
+            used[:] = [i for i, gradient in enumerate(found) if gradient is not None]
+            return (-bound, *(gradient for gradient in found if gradient is not None))
+
+        return program, used
+
+
+def shape_of(job: Job, batch: Batch) -> Hashable:
+    """What a graph depends on besides the tensors' values."""
+    return shapes_of(job.pair(batch)), batch.size, batch.rows is None

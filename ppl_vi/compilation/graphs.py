@@ -1,0 +1,77 @@
+"""Graphs of tensor operations: made self-contained, and free of changes in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+
+def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
+    """Turn the tensors that a graph holds into its last inputs, and return them.
+
+    They are the program's own tensors, not copies: what it does to them later is seen.
+    """
+    found: dict[int, tuple[Tensor, Node]] = {}
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in found:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(node.target)
+            found[id(tensor)] = tensor, last
+        node.replace_all_uses_with(found[id(tensor)][1])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return tuple(tensor for tensor, _ in found.values())
+
+
+def without_checks(graph: GraphModule) -> GraphModule:
+    """The graph with an impossible decomposition told by a first output that is NaN, not an error."""
+    nodes: Any = graph.graph
+    checks = [node for node in nodes.nodes if node.target is aten._linalg_check_errors.default]
+    (output,) = [node for node in nodes.nodes if node.op == "output"]
+    for check in checks:
+        info = check.args[0]
+        nodes.erase_node(check)
+        with nodes.inserting_before(output):
+            first, *others = output.args[0]
+            wrong = nodes.call_function(aten.any.default, (info,))
+            nan = nodes.call_function(aten.full_like.default, (first, float("nan")))
+            told = nodes.call_function(aten.where.self, (wrong, nan, first))
+            output.args = ([told, *others],)
+    graph.recompile()
+    return graph
+
+
+def functional(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, tuple[int, ...]]:
+    """The graph without changes in place.
+
+    Returns:
+        The graph, which gives the new values of the inputs that it used to change as its last
+        outputs; and the numbers of these inputs.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    plain = tuple(tensor.detach() for tensor in inputs)
+    # Functionalisation ends a graph with copies into the inputs that were changed.
+    made = make_fx(torch.func.functionalize(graph), tracing_mode="fake")(*plain)
+    placeholders = [node for node in made.graph.nodes if node.op == "placeholder"]
+    (output,) = [node for node in made.graph.nodes if node.op == "output"]
+    changed: dict[int, Any] = {}
+    for node in list(made.graph.nodes):
+        if node.target is aten.copy_.default and node.args[0] in placeholders:
+            changed[placeholders.index(node.args[0])] = node.args[1]
+            node.replace_all_uses_with(node.args[1])
+            made.graph.erase_node(node)
+    output.args = ([*output.args[0], *changed.values()],)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made, tuple(changed)

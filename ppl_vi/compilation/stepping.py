@@ -1,0 +1,170 @@
+"""One whole step as a function of tensors, and many steps as one graph.
+
+A step gathers its rows, runs the captured program, checks every number, and updates the flat
+parameters. Steps follow one another inside torch's ``while_loop`` operator, so that a block of them is
+a single call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ppl_vi.compilation.updates import Update
+
+
+class Carried(NamedTuple):
+    """What one step hands to the next.
+
+    Attributes:
+        step: number of the next step in its block, an int64 scalar.
+        updates: made since the start of the fit, a float64 scalar.
+        taken: updates made in this block, an int64 scalar; a step that is skipped makes none.
+        bad: whether a number was not finite in this block.
+        losses: ``[block]``.
+        finite: ``[block]``, whether all numbers of the step were finite.
+        flat: ``[size]``, the parameters.
+        states: ``[size]`` each, of the optimizer, group by group.
+        buffers: tensors that the program changes.
+    """
+
+    step: Tensor
+    updates: Tensor
+    taken: Tensor
+    bad: Tensor
+    losses: Tensor
+    finite: Tensor
+    flat: Tensor
+    states: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
+
+
+class Fixed(NamedTuple):
+    """What stays as it is in a block.
+
+    Attributes:
+        num_steps: how many steps to take, an int64 scalar.
+        stops: whether to stop at the first number that is not finite.
+        rates: ``[block, groups]``, the learning rate of each update.
+        rows: ``[block, batch]``, which rows of the tables each step takes; empty without batches.
+        tables: the data, by input: whole, or rows to take from.
+        held: other tensors that the program reads.
+    """
+
+    num_steps: Tensor
+    stops: Tensor
+    rates: Tensor
+    rows: Tensor
+    tables: tuple[Tensor, ...]
+    held: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step.
+
+    Attributes:
+        graph: (parameters, data, held and buffers in its own order) to (loss, gradients, buffers).
+        parameters: by parameter of the graph, its place in the flat tensor; ``None`` for one that the
+            loss does not depend on, which is held.
+        shapes: of the flat parameters, group after group.
+        groups: how many entries each group of the optimizer has, and its update.
+        gathered: by input, whether its table's rows are taken.
+        num_others: how many tensors the graph takes after the data.
+        changed: numbers of those among them that are buffers.
+    """
+
+    graph: Callable[..., Any]
+    parameters: tuple[int | None, ...]
+    shapes: tuple[torch.Size, ...]
+    groups: tuple[tuple[int, Update], ...]
+    gathered: tuple[bool, ...]
+    num_others: int
+    changed: tuple[int, ...]
+
+    def __call__(self, carried: Carried, fixed: Fixed) -> Carried:
+        """The state after one more step."""
+        loss, gradient, buffers = self._evaluated(carried, fixed)
+        finite = torch.isfinite(loss) & torch.isfinite(gradient).all()
+        rate = fixed.rates.index_select(0, carried.taken.reshape(1)).squeeze(0)
+        flat, states = self._updated(carried, gradient, rate)
+        here = torch.arange(len(carried.losses), device=loss.device) == carried.step
+        return Carried(
+            step=carried.step + 1,
+            updates=carried.updates + finite,
+            taken=carried.taken + finite,
+            bad=carried.bad | ~finite,
+            losses=torch.where(here, loss.to(carried.losses.dtype), carried.losses),
+            finite=torch.where(here, finite, carried.finite),
+            flat=torch.where(finite, flat, carried.flat),
+            states=tuple(
+                torch.where(finite, new, old)
+                for new, old in zip(states, carried.states, strict=True)
+            ),
+            buffers=tuple(buffers),
+        )
+
+    def _evaluated(self, carried: Carried, fixed: Fixed) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = zip(carried.flat.split(sizes), self.shapes, strict=True)
+        chunks = [part.view(shape) for part, shape in parts]
+        data = fixed.tables
+        if any(self.gathered):
+            rows = fixed.rows.index_select(0, carried.step.reshape(1)).squeeze(0)
+            data = tuple(
+                table.index_select(0, rows) if gathered else table
+                for table, gathered in zip(data, self.gathered, strict=True)
+            )
+        held, buffers = iter(fixed.held), iter(carried.buffers)
+        parameters = [next(held) if i is None else chunks[i] for i in self.parameters]
+        others = [next(buffers if i in self.changed else held) for i in range(self.num_others)]
+        loss, *rest = self.graph(*parameters, *data, *others)
+        own = iter(rest)  # the graph's order of parameters, which need not be that of the groups
+        gradients = {i: next(own).reshape(-1) for i in self.parameters if i is not None}
+        return loss, torch.cat([gradients[i] for i in range(len(sizes))]), list(own)
+
+    def _updated(
+        self, carried: Carried, gradient: Tensor, rates: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        flats, moved, states = [], [], iter(carried.states)
+        sizes = [size for size, _ in self.groups]
+        parts = zip(self.groups, carried.flat.split(sizes), gradient.split(sizes), strict=True)
+        for number, ((_, update), flat, own) in enumerate(parts):
+            before = [next(states) for _ in update.names]
+            flat, after = update(flat, own, before, carried.updates, rates[number])
+            flats.append(flat)
+            moved.extend(after)
+        return torch.cat(flats) if len(flats) > 1 else flats[0], moved
+
+
+def looped(step: Step, carried: Carried, fixed: Fixed) -> GraphModule:
+    """Steps until the block is done, as one graph from the tensors of both to those of the first."""
+    from torch._higher_order_ops.while_loop import while_loop_op
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    first, moving = tree_flatten(carried)
+    others, still = tree_flatten(fixed)
+
+    def goes_on(*tensors: Tensor) -> Tensor:
+        now = tree_unflatten(list(tensors[: len(first)]), moving)
+        rest = tree_unflatten(list(tensors[len(first) :]), still)
+        unfinished: Tensor = (now.step < rest.num_steps) & ~(now.bad & rest.stops)
+        return unfinished
+
+    def once_more(*tensors: Tensor) -> list[Tensor]:
+        now = tree_unflatten(list(tensors[: len(first)]), moving)
+        rest = tree_unflatten(list(tensors[len(first) :]), still)
+        return [tensor.clone() for tensor in tree_flatten(step(now, rest))[0]]
+
+    def block(*tensors: Tensor) -> Any:
+        loop: Any = while_loop_op
+        return loop(goes_on, once_more, tensors[: len(first)], tensors[len(first) :])
+
+    with torch.no_grad():
+        return make_fx(block, tracing_mode="fake")(*first, *others)

@@ -1,0 +1,152 @@
+"""Notice what a captured graph could not repeat, while a program is captured.
+
+A graph repeats tensor operations alone. What a program does outside them (turn a tensor into a Python
+number or an array, print, ask Python's or NumPy's random generators) would happen once, at the
+capture, and then never again.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import random
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vi.errors import CompileError, GuideError, ModelError
+
+_ENGINE = tuple(
+    str(Path(module.__file__ or "").parent) for module in (torch, pyro, np, sys.modules["ppl_vi"])
+)
+_STANDARD_LIBRARY = str(Path(io.__file__).parent)
+_ESCAPES: dict[Any, str] = {
+    Tensor.numpy: "turns a tensor into a NumPy array",
+    Tensor.__array__: "turns a tensor into a NumPy array",
+    Tensor.tolist: "turns a tensor into a Python list",
+    Tensor.__repr__: "prints a tensor",
+    Tensor.__format__: "prints a tensor",
+}
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Run a block that is captured.
+
+    Raises:
+        CompileError: the block does what a graph cannot repeat; the message names the line.
+    """
+    before = random.getstate(), str(np.random.get_state(legacy=False))
+    try:
+        with redirect_stdout(_Silence()), _Escapes():
+            yield
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(_reason(error)) from error
+    if random.getstate() != before[0]:
+        raise CompileError("the program draws from Python's random module, outside torch")
+    if str(np.random.get_state(legacy=False)) != before[1]:
+        raise CompileError("the program draws from NumPy's random generator, outside torch")
+
+
+class _Escapes(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ESCAPES:
+            raise CompileError(f"{_user_line(sys._getframe(1))} {_ESCAPES[func]}")
+        return func(*args, **(kwargs or {}))
+
+
+class _Silence(io.TextIOBase):
+    """A standard output that nobody may print to."""
+
+    def write(self, text: str) -> int:
+        raise CompileError(f"{_user_line(sys._getframe(1))} prints")
+
+
+class Undo(TorchDispatchMode):
+    """Undo the changes in place that a block makes to tensors from outside it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for position, declared in enumerate(func._schema.arguments):
+                if declared.alias_info is None or not declared.alias_info.is_write:
+                    continue
+                given = args[position] if position < len(args) else kwargs.get(declared.name)
+                for tensor in given if isinstance(given, (list, tuple)) else [given]:
+                    if isinstance(tensor, Tensor) and id(tensor) not in self._kept:
+                        self._kept[id(tensor)] = tensor, tensor.detach().clone()
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for tensor, value in self._kept.values():
+                tensor.copy_(value)
+
+
+def _reason(error: BaseException) -> str:
+    """Why the capture failed: the line of the program, the site, and what torch said."""
+    cause = _first_cause(error)
+    said = str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else ""
+    if "data-dependent" in str(cause) or "_local_scalar_dense" in str(cause):
+        said = "turns a tensor into a Python number (.item(), bool(), if, float())"
+    else:
+        said = f"cannot be captured ({type(cause).__name__}: {said})"
+    line = _line_of(cause.__traceback__) or _line_of(error.__traceback__)
+    if line:
+        return f"{line} {said}"
+    where = str(error) if isinstance(error, (ModelError, GuideError)) else ""
+    found = where.partition("(")[2].partition(")")[0] if "site '" in where else ""
+    return f"the program {found + ' ' if found else ''}{said}"
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _line_of(trace: TracebackType | None) -> str:
+    """The user's line nearest to where an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(trace) if _is_users(frame.f_code.co_filename)]
+    numbers = {id(frame): number for frame, number in traceback.walk_tb(trace)}
+    return _described(frames[-1], numbers[id(frames[-1])]) if frames else ""
+
+
+def _user_line(frame: FrameType | None) -> str:
+    """The user's line that called, directly or not, what runs in the frame."""
+    while frame is not None and not _is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return _described(frame, frame.f_lineno) if frame is not None else "the program"
+
+
+def _described(frame: FrameType, number: int) -> str:
+    path = frame.f_code.co_filename
+    code = linecache.getline(path, number).strip()
+    return (
+        f"{Path(path).name}, line {number} ({code})"
+        if code
+        else f"{Path(path).name}, line {number}"
+    )
+
+
+def _is_users(path: str) -> bool:
+    standard = path.startswith(_STANDARD_LIBRARY) and "-packages" not in path
+    return not standard and not path.startswith((*_ENGINE, "<"))

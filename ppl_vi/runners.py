@@ -1,0 +1,133 @@
+"""Who takes the steps of a fit: one by one here, in compiled blocks elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from ppl_vi.data import Batch
+from ppl_vi.optimization import Stepper
+from ppl_vi.parameters import trainable
+from ppl_vi.streaming import Stream
+
+OnNan = Literal["raise", "skip"]
+
+
+class Taken(NamedTuple):
+    """One step that was taken: its loss, and whether all its numbers were finite."""
+
+    loss: float
+    finite: bool
+
+
+class Runner(Protocol):
+    """Takes the steps of a fit."""
+
+    @property
+    def block(self) -> int:
+        """How many steps it takes at best in one go."""
+
+    def advance(self, count: int) -> list[Taken]:
+        """Take up to ``count`` steps, at least one.
+
+        Raises:
+            FloatingPointError: a number is not finite, and the fit is not to skip such steps.
+        """
+
+
+class EagerRunner:
+    """Takes one step after the other.
+
+    Args:
+        loss_and_grads: the loss on a batch; it adds to the parameters' gradients.
+        stream: gives the batches.
+        stepper: moves the parameters.
+        on_nan: ``"raise"`` an error on a loss or gradient that is not finite, or ``"skip"`` the step.
+        blame: says which site is to blame on a batch whose loss is not finite.
+
+    Attributes:
+        done: steps taken, by whoever took them.
+    """
+
+    block = 1
+
+    def __init__(
+        self,
+        loss_and_grads: Callable[[Batch], float],
+        stream: Stream,
+        stepper: Stepper,
+        on_nan: OnNan,
+        blame: Callable[[Batch], str],
+    ) -> None:
+        self.loss_and_grads, self.stream, self.stepper = loss_and_grads, stream, stepper
+        self._on_nan, self._blame = on_nan, blame
+        self._batch: Batch | None = None
+        self.done = 0
+
+    def advance(self, count: int) -> list[Taken]:
+        """Take ``count`` steps."""
+        taken = []
+        for _ in range(count):
+            self._batch = self._batch or next(self.stream)  # kept where its step comes to nothing
+            taken.append(self._take(self._batch))
+            self._batch = None
+        return taken
+
+    def fail(self, batch: Batch) -> NoReturn:
+        """Take the next step, on a batch that is known to fail, for its error."""
+        self._take(batch)
+        raise FloatingPointError(
+            f"step {self.done}: a number of the compiled step is not finite, though it is when the "
+            f"same step runs eager. Pass compile=False."
+        )
+
+    def _take(self, batch: Batch) -> Taken:
+        parameters = trainable()
+        self.stepper.zero_grad(parameters)
+        loss = _loss(self.loss_and_grads, batch)
+        parameters = trainable()
+        self.done += 1
+        finite = _finite(loss, parameters)
+        if finite:
+            self.stepper.step(parameters, loss)
+        elif self._on_nan == "raise":
+            raise FloatingPointError(_complaint(self.done, loss, parameters, self._blame(batch)))
+        return Taken(loss, finite)
+
+
+def _loss(loss_and_grads: Callable[[Batch], float], batch: Batch) -> float:
+    """The loss, NaN where a matrix of the programs has no decomposition."""
+    try:
+        return loss_and_grads(batch)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, LinAlgError) or isinstance(error.__cause__, LinAlgError):
+            return math.nan
+        raise
+
+
+def _finite(loss: float, parameters: Mapping[str, Tensor]) -> bool:
+    gradients = [p.grad for p in parameters.values() if p.grad is not None and p.numel()]
+    if not math.isfinite(loss) or not gradients:
+        return math.isfinite(loss)
+    # The largest entry: a sum of squares would overflow before the gradients do.
+    norms = torch.stack(torch._foreach_norm(gradients, math.inf))
+    return bool(torch.isfinite(norms).all())
+
+
+def _complaint(step: int, loss: float, parameters: Mapping[str, Tensor], site: str) -> str:
+    bad = [
+        f"'{name}'"
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
+    gradients = f"; gradients that are not finite: {', '.join(bad)}" if bad else ""
+    return (
+        f"step {step}: {what}{site}{gradients}. Lower the learning rate, start nearer to the data "
+        f"(initial_values), or pass on_nan='skip'."
+    )

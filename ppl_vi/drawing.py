@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vi.errors import GuideError
 from ppl_vi.planning import Plan
-from ppl_vi.program import Factor, Pair, Run, key, run, run_guide, with_closed_forms
+from ppl_vi.program import Factor, FactorKey, Pair, Run, key, run, run_guide, with_closed_forms
 
 
 @contextmanager
@@ -36,6 +36,26 @@ def draw_with(plan: Plan, pair: Pair) -> Run:
         plan: how.
         pair: the model, the guide and their arguments.
     """
+    made, drawn = _drawn(plan, pair)
+    if plan.sampled:
+        made = _landing_stuck(made, plan, _scores_again(made, plan, pair, drawn))
+    return with_closed_forms(made, plan.forms, plan.sampled) if plan.forms else made
+
+
+def check_landing(plan: Plan, pair: Pair) -> None:
+    """Raise a GuideError where a site is to stick the landing, but the guide does not repeat itself."""
+    made, drawn = _drawn(plan, pair)
+    scores = _scores_again(made, plan, pair, drawn)
+    for factor in made.factors:
+        if factor.origin == "guide" and not _same(factor.log_prob, scores[key(factor)]):
+            raise GuideError(
+                f"site '{factor.sites[0]}': sticking the landing runs the guide twice on the same "
+                f"draws, and it gave two different distributions (dropout, say). Use Pathwise()."
+            )
+
+
+def _drawn(plan: Plan, pair: Pair) -> tuple[Run, list[tuple[str, Tensor]]]:
+    """A run, and every draw of the guide in order."""
     drawn: list[tuple[str, Tensor]] = []
 
     def draw(name: str, distribution: Any) -> Tensor:
@@ -46,24 +66,13 @@ def draw_with(plan: Plan, pair: Pair) -> Run:
         drawn.append((name, value))
         return value
 
-    made = run(plan.structure, pair, draw, plan.grid.size)
-    if plan.sampled:
-        made = _without_scores(made, plan, pair, drawn)
-    return with_closed_forms(made, plan.forms, plan.sampled) if plan.forms else made
+    return run(plan.structure, pair, draw, plan.grid.size), drawn
 
 
-def _without_scores(made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str, Tensor]]) -> Run:
-    """The run whose ``plan.sampled`` sites lose the direct gradient of log q, of mean zero.
-
-    This is sticking the landing. The guide runs once more on its own draws, held fixed: what is left
-    of the gradient of log q is then that of its parameters alone.
-
-    Args:
-        made: as it was drawn.
-        plan: says which sites.
-        pair: the model, the guide and their arguments.
-        drawn: every draw of the guide, in order.
-    """
+def _scores_again(
+    made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str, Tensor]]
+) -> dict[FactorKey, Tensor]:
+    """log q of the same draws, held fixed: what depends on the guide's parameters alone."""
     values: Iterator[tuple[str, Tensor]] = iter(drawn)
 
     def replay(name: str, distribution: Any) -> Tensor:
@@ -73,13 +82,11 @@ def _without_scores(made: Run, plan: Plan, pair: Pair, drawn: Sequence[tuple[str
         return found
 
     again = run_guide(plan.structure, pair, replay, made.num_particles, made.rows)
-    scores = {key(factor): factor.log_prob for factor in again.factors}
-    for factor in made.factors:
-        if factor.origin == "guide" and not _same(factor.log_prob, scores[key(factor)]):
-            raise GuideError(
-                f"site '{factor.sites[0]}': sticking the landing runs the guide twice on the same "
-                f"draws, and it gave two different distributions (dropout, say). Use Pathwise()."
-            )
+    return {key(factor): factor.log_prob for factor in again.factors}
+
+
+def _landing_stuck(made: Run, plan: Plan, scores: Mapping[FactorKey, Tensor]) -> Run:
+    """The run whose ``plan.sampled`` sites lose the direct gradient of log q, of mean zero."""
 
     def without(factor: Factor) -> Factor:
         if factor.origin != "guide" or factor.sites[0] not in plan.sampled:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ppl_vi.drawing import draw_with, naming
+from ppl_vi.drawing import check_landing, draw_with, naming
 from ppl_vi.memory import known_about
 from ppl_vi.planning import Choices, Plan, make_plan
 from ppl_vi.program import (
@@ -52,6 +52,9 @@ def _made(choices: Choices, pair: Pair) -> Plan:
         lambda sites: dependencies_of(structure, pair, sites),
         lambda dependencies: _closed_forms(structure, dependencies, pair),
     )
+    if plan.sampled:
+        with forked_rng(), torch.no_grad():
+            check_landing(plan, pair)
     if plan.dependencies is None:
         return plan
     if any(estimator.needs_batch for estimator in plan.estimators.values()):

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
+from ppl_vi.compilation.watching import Undo
 from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
 from ppl_vi.preparation import shapes_of
+from ppl_vi.randomness import forked_rng
 from ppl_vi.running import unchecked
 
 _MOST_SHAPES = 32
@@ -72,6 +74,8 @@ class GradientGraphs:
 
     def _captured(self, batch: Batch) -> GradientGraph:
         program, used = self._program(batch)
+        with forked_rng(), Undo():
+            program()  # what is found out once about batches of this shape is no part of a step
         captured = capture(program, (*self.parameters, *batch.tensors))
         return GradientGraph(captured, self.parameters, tuple(used))
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ppl_vi.adam import adam
+
 
 @dataclass(frozen=True)
 class Update(ABC):
@@ -31,7 +33,12 @@ class Update(ABC):
 
     @abstractmethod
     def __call__(
-        self, flat: Tensor, gradient: Tensor, states: Sequence[Tensor], count: Tensor, rate: Tensor
+        self,
+        flat: Tensor,
+        gradient: Tensor,
+        states: Sequence[Tensor],
+        updates: Tensor,
+        rate: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """The parameters and the states after a step.
 
@@ -39,7 +46,7 @@ class Update(ABC):
             flat: ``[size]``, the parameters.
             gradient: ``[size]``.
             states: each ``[size]``; zeros before the first step.
-            count: the number of steps before this one, a float64 scalar.
+            updates: the number of steps before this one, a float64 scalar.
             rate: the learning rate, a float64 scalar.
         """
 
@@ -48,10 +55,14 @@ class AdamUpdate(Update):
     """Adam, with weight decay added to the gradient, or decoupled as in AdamW."""
 
     def __call__(
-        self, flat: Tensor, gradient: Tensor, states: Sequence[Tensor], count: Tensor, rate: Tensor
+        self,
+        flat: Tensor,
+        gradient: Tensor,
+        states: Sequence[Tensor],
+        updates: Tensor,
+        rate: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         options = self.options
-        (first, second), (beta1, beta2) = states, options["betas"]
         decay = options["weight_decay"]
         if options["maximize"]:
             gradient = -gradient
@@ -59,19 +70,21 @@ class AdamUpdate(Update):
             flat = flat * (1 - rate * decay).to(flat.dtype)
         elif decay:
             gradient = gradient + decay * flat
-        first = first + (1 - beta1) * (gradient - first)
-        second = beta2 * second + (1 - beta2) * gradient * gradient
-        step = count + 1
-        size = (rate / (1 - beta1**step)).to(flat.dtype)
-        root = (1 - beta2**step).sqrt().to(flat.dtype)
-        return flat - size * first / (second.sqrt() / root + options["eps"]), [first, second]
+        moved = adam(gradient, *states, updates, options["betas"], options["eps"])
+        direction, first, second = moved
+        return flat - rate.to(flat.dtype) * direction, [first, second]
 
 
 class MomentumUpdate(Update):
     """Stochastic gradient descent with momentum, Nesterov's if so chosen."""
 
     def __call__(
-        self, flat: Tensor, gradient: Tensor, states: Sequence[Tensor], count: Tensor, rate: Tensor
+        self,
+        flat: Tensor,
+        gradient: Tensor,
+        states: Sequence[Tensor],
+        updates: Tensor,
+        rate: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         options = self.options
         if options["maximize"]:
@@ -81,7 +94,7 @@ class MomentumUpdate(Update):
         if states:
             # torch starts the average with the first gradient, undampened.
             later = momentum * states[0] + (1 - options["dampening"]) * gradient
-            average = torch.where(count == 0, gradient, later)
+            average = torch.where(updates == 0, gradient, later)
             gradient = gradient + momentum * average if options["nesterov"] else average
             moved = [average]
         return flat - rate.to(flat.dtype) * gradient, moved

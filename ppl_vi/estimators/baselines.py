@@ -121,7 +121,7 @@ class ControlVariate(Baseline):
     def __call__(self, downstream: Tensor, given: Given | None = None) -> Tensor:
         if downstream.shape[0] == 1:
             totals = averages_of(given).totals
-            coefficient = totals[0] / totals[1] if totals[1] > 0 else totals[0]
+            coefficient = torch.where(totals[1] > 0, totals[0] / totals[1], totals[0])
             return coefficient.to(downstream).expand_as(downstream)
         weight = _squared_score(given, downstream)
         weighted = weight * downstream
@@ -148,9 +148,10 @@ class Averages(nn.Module):
     def follow(self, decay: float, *values: Tensor) -> None:
         """Let the sums decay and add this step's values, unless one is not finite."""
         new = torch.stack([value.double().to(self.totals.device) for value in values])
-        if torch.isfinite(new).all():
-            self.totals.mul_(decay).add_((1 - decay) * new)
-            self.steps.add_(1)
+        known = torch.isfinite(new).all()
+        followed = decay * self.totals + (1 - decay) * new
+        self.totals.copy_(torch.where(known, followed, self.totals))
+        self.steps.add_(known)
 
 
 def averages_of(given: Given | None) -> Averages:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vi.adam import adam
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Baseline, Given
 from ppl_vi.program import Site
@@ -85,29 +86,32 @@ class NeuralBaseline(Baseline):
 
 
 class Learner(nn.Module):
-    """A module with its own optimizer: what is trained beside the guide."""
+    """A module with the moments of Adam: what is trained beside the guide."""
+
+    updates: Tensor
 
     def __init__(self, module: nn.Module, rate: float) -> None:
         super().__init__()
-        self.module = module
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=rate)
+        self.module, self._rate = module, rate
+        self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
+        for number, parameter in enumerate(module.parameters()):
+            self.register_buffer(f"first_{number}", torch.zeros_like(parameter))
+            self.register_buffer(f"second_{number}", torch.zeros_like(parameter))
 
     def improve(self, loss: Tensor) -> None:
         """One step down the loss, unless it is not finite."""
         parameters = list(self.module.parameters())
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if not torch.isfinite(loss):
-            return
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def get_extra_state(self) -> Any:
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: Any) -> None:
-        self.optimizer.load_state_dict(state)
+        with torch.no_grad():
+            known = torch.isfinite(loss)
+            for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                if gradient is not None:
+                    moments = getattr(self, f"first_{number}"), getattr(self, f"second_{number}")
+                    direction, *moved = adam(gradient, *moments, self.updates)
+                    new = (parameter - self._rate * direction, *moved)
+                    for tensor, value in zip((parameter, *moments), new, strict=True):
+                        tensor.copy_(torch.where(known, value, tensor))
+            self.updates.add_(known)
 
 
 def learner_of(state: nn.Module | None) -> Learner:

@@ -221,8 +221,12 @@ class BlockRunner:
         with repeatable_draws() as again:
             plain = shape.plainly(carried, fixed)
             again()
-            compiled = shape.run(carried, fixed)
-            again()
+            try:
+                compiled = shape.run(carried, fixed)
+            except RuntimeError as error:
+                raise CompileError(f"the compiled step does not run ({error})") from error
+            finally:
+                again()
         for mine, other in ((plain.losses[:1], compiled.losses[:1]), (plain.flat, compiled.flat)):
             if not torch.allclose(mine, other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
                 raise CompileError("a compiled step gives another result than the same step eager")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,13 +135,10 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     except OSError as error:
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own workings
+        with _quiet():
             options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
             aot_compile(graph, tuple(inputs), options=options)
-        for path in made.iterdir():
-            if path.suffix not in (".so", ".json", ".cubin"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _tidy(made)
         _replace(made, root / key)
     except InvalidCxxCompiler as error:
         raise CompileError("there is no C++ compiler on this machine (install g++)") from error
@@ -155,6 +154,29 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     if found is None:
         raise CompileError("torch compiled the step, but left no library")
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Run a block without what torch says about its own workings."""
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _tidy(made: Path) -> None:
+    """Keep the library, and what it needs beside it."""
+    for path in made.glob("*.wrapper.json"):  # operations that torch has no C function for
+        path.rename(made / "step.json")
+    for path in made.iterdir():
+        if path.suffix not in (".so", ".cubin") and path.name != "step.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _replace(made: Path, place: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -18,15 +16,12 @@ class CapturedLoss:
 
     Args:
         graphs: captures.
-        builds: compiles.
-        worth: whether a graph's compilation repays.
+        builds: compiles; ``None`` to take one operation after the other.
     """
 
-    def __init__(
-        self, graphs: GradientGraphs, builds: Builds, worth: Callable[[GradientGraph], bool]
-    ) -> None:
-        self._graphs, self._builds, self._worth = graphs, builds, worth
-        self._compiled: dict[int, _CompiledGraph | None] = {}
+    def __init__(self, graphs: GradientGraphs, builds: Builds | None = None) -> None:
+        self._graphs, self._builds = graphs, builds
+        self._compiled: dict[int, _CompiledGraph] = {}
         self._calls, self._next_check = 0, 2
 
     def __call__(self, batch: Batch) -> float:
@@ -40,15 +35,25 @@ class CapturedLoss:
             self._next_check *= 2
             self._graphs.check(batch)
         graph = self._graphs.of(batch)
-        if id(graph) not in self._compiled:
-            worth = self._worth(graph)
-            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds) if worth else None
-        compiled = self._compiled[id(graph)]
         inputs = (*graph.parameters, *batch.tensors)
-        loss, *gradients = graph.captured(*inputs) if compiled is None else compiled(inputs)
+        if self._builds is None:
+            loss, *gradients = graph.captured(*inputs)
+        else:
+            loss, *gradients = self.compile(batch)(inputs)
         for number, gradient in zip(graph.used, gradients, strict=True):
             graph.parameters[number].grad = gradient
         return loss.item()
+
+    def compile(self, batch: Batch) -> _CompiledGraph:
+        """The library for batches of this shape.
+
+        Raises:
+            CompileError: the programs or the machine do not allow it.
+        """
+        graph = self._graphs.of(batch)
+        if id(graph) not in self._compiled:
+            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds or Builds())
+        return self._compiled[id(graph)]
 
 
 class _CompiledGraph:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.compilation.graphs import lift_tensors
+from ppl_vi.compilation.graphs import declared_batch_norm, lift_tensors, without_checks
 from ppl_vi.compilation.watching import Undo, watched
 from ppl_vi.errors import CompileError
 from ppl_vi.randomness import forked_rng
@@ -20,6 +20,7 @@ Program = Callable[[], tuple[Tensor, ...]]
 
 _CHECKS = 2
 _CLOSE = 1e-4
+_DECLARED = {torch.ops.aten.native_batch_norm.default: declared_batch_norm}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,8 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
 
     with forked_rng(), Undo(), watched():
         # Traced on the very tensors that the program holds, so that its parameters are inputs.
-        graph = make_fx(lambda *_: program(), tracing_mode="real")(*inputs)
-    held = lift_tensors(graph)
+        graph = make_fx(lambda *_: program(), _DECLARED, tracing_mode="real")(*inputs)
+    held = lift_tensors(without_checks(graph))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     captured = Captured(graph, tuple(inputs), held)

@@ -16,6 +16,7 @@ from ppl_vi.compilation.costs import FEW_STEPS, compile_seconds, repays
 from ppl_vi.compilation.flat import can_be_flat
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
+from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
@@ -128,15 +129,33 @@ class Execute:
         return GradientGraphs(objective, job, parameters)
 
     def _choose(self, graphs: GradientGraphs, stops: bool) -> None:
-        stream = self._eager.stream
-        graph = graphs.of(stream.look())
-        worth = self._is_worth(graph)
+        look = self._eager.stream.look()
+        graph = graphs.of(look)
+        self._mode = "captured"
+        self._eager.loss_and_grads = CapturedLoss(graphs)
+        if not self._is_worth(graph):
+            return
+        try:
+            self._compile(graphs, graph, look, stops)
+            self._mode = "compiled"
+        except CompileError as reason:
+            if self._wish is True:
+                raise
+            self._tell(f"not compiled, since {reason}")
+            self._reason = str(reason)
+
+    def _compile(
+        self, graphs: GradientGraphs, graph: GradientGraph, look: Batch, stops: bool
+    ) -> None:
+        """Compile whole blocks of steps, or else the loss alone."""
         live = [graph.parameters[i] for i in graph.used]
-        if worth and stream.by_rows and can_be_flat(live, self._eager.stepper):
+        if self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
+            self._eager.loss_and_grads = self._plainly
             self._runner = BlockRunner(graphs, self._eager, stops, self._builds, self._steps)
         else:
-            self._eager.loss_and_grads = CapturedLoss(graphs, self._builds, lambda _: worth)
-        self._mode = "compiled" if worth else "captured"
+            compiled = CapturedLoss(graphs, self._builds)
+            compiled.compile(look)
+            self._eager.loss_and_grads = compiled
 
     def _is_worth(self, graph: GradientGraph) -> bool:
         """Whether to compile; says how long it will take, or why not."""

@@ -12,6 +12,14 @@ from torch.fx import GraphModule, Node
 aten = torch.ops.aten
 
 
+def declared_batch_norm(*args: Any) -> Any:
+    """``aten.native_batch_norm``, by the operation that declares its changes in place."""
+    tensor, weight, bias, mean, variance, *options = args
+    if mean is None:
+        return aten._native_batch_norm_legit.no_stats(tensor, weight, bias, *options)
+    return aten._native_batch_norm_legit.default(*args)
+
+
 def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
     """Turn the tensors that a graph holds into its last inputs, and return them.
 

@@ -61,6 +61,13 @@ def watched() -> Iterator[None]:
         raise CompileError("the program draws from NumPy's random generator, outside torch")
 
 
+_UNDECLARED = dict.fromkeys(
+    (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default),
+    ("running_mean", "running_var"),
+)
+"""What torch's declarations of these operations keep to themselves: that they change buffers."""
+
+
 class _Escapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ESCAPES:
@@ -84,15 +91,16 @@ class Undo(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for position, declared in enumerate(func._schema.arguments):
-                if declared.alias_info is None or not declared.alias_info.is_write:
-                    continue
-                given = args[position] if position < len(args) else kwargs.get(declared.name)
-                for tensor in given if isinstance(given, (list, tuple)) else [given]:
-                    if isinstance(tensor, Tensor) and id(tensor) not in self._kept:
-                        self._kept[id(tensor)] = tensor, tensor.detach().clone()
+        for position, declared in enumerate(func._schema.arguments):
+            writes = declared.alias_info is not None and declared.alias_info.is_write
+            if writes or (func in _UNDECLARED and declared.name in _UNDECLARED[func]):
+                self._keep(args[position] if position < len(args) else kwargs.get(declared.name))
         return func(*args, **kwargs)
+
+    def _keep(self, given: Any) -> None:
+        for tensor in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(tensor, Tensor) and id(tensor) not in self._kept:
+                self._kept[id(tensor)] = tensor, tensor.detach().clone()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ppl_vi.errors import DataError
@@ -57,6 +56,8 @@ def find_clusters(rows: Tensor, num_clusters: int) -> Clusters:
     overall = rows.std(0, correction=0)
     scale = torch.where(overall > 0, overall, torch.ones_like(overall))
     seed = int(torch.randint(2**31 - 1, ()))
+    from sklearn.cluster import KMeans  # heavy, and not every model needs it
+
     means = KMeans(num_clusters, n_init=_STARTS, random_state=seed)
     labels = torch.as_tensor(means.fit_predict((rows / scale).cpu().numpy())).long()
     centers = torch.stack([rows[labels == k].mean(0) for k in range(num_clusters)])

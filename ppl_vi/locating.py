@@ -10,7 +10,6 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -97,6 +96,8 @@ def _search(pair: Pair, parameters: list[Tensor]) -> bool:
         return loss.item(), gradient
 
     start = parameters_to_vector(parameters).detach()
+    from scipy.optimize import minimize  # heavy, and not every fit needs it
+
     found = minimize(
         loss_and_gradient,
         start.double().cpu().numpy(),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.capturing import repeatable_draws
@@ -155,7 +155,7 @@ class BlockRunner:
             torch.zeros(BLOCK, dtype=torch.bool, device=device),
             flat.flat,
             flat.states,
-            tuple(held[i] for i in step.changed),
+            tuple(held[i].detach() for i in step.changed),
         )
         unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
         still = [tensor for i, tensor in enumerate(held) if i not in step.changed]
@@ -209,7 +209,8 @@ class BlockRunner:
         return _Shape(graph, step, tables)
 
     def _compiled(self, shape: _Shape, rows: Tensor) -> _Shape:
-        carried, fixed = self._block(shape, [rows])
+        # Copies: what a loop is traced on may not share memory, which the program's tensors may.
+        carried, fixed = (tree_map(torch.clone, tensors) for tensors in self._block(shape, [rows]))
         inputs = [*tree_leaves(carried), *tree_leaves(fixed)]
         compiled = self._builds.build(looped(shape.step, carried, fixed), inputs)
         return _Shape(shape.graph, shape.step, shape.tables, compiled)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compilation.graphs import declared_batch_norm, lift_tensors, without_checks
+from ppl_vi.compilation.masks import without_constant_masks
 from ppl_vi.compilation.watching import Undo, watched
 from ppl_vi.errors import CompileError
 from ppl_vi.randomness import forked_rng
@@ -63,7 +64,7 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     with forked_rng(), Undo(), watched():
         # Traced on the very tensors that the program holds, so that its parameters are inputs.
         graph = make_fx(lambda *_: program(), _DECLARED, tracing_mode="real")(*inputs)
-    held = lift_tensors(without_checks(graph))
+    held = lift_tensors(without_constant_masks(without_checks(graph)))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     captured = Captured(graph, tuple(inputs), held)

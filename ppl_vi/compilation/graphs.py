@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 def declared_batch_norm(*args: Any) -> Any:
     """``aten.native_batch_norm``, by the operation that declares its changes in place."""
-    tensor, weight, bias, mean, variance, *options = args
+    tensor, weight, bias, mean, _, *options = args
     if mean is None:
         return aten._native_batch_norm_legit.no_stats(tensor, weight, bias, *options)
     return aten._native_batch_norm_legit.default(*args)

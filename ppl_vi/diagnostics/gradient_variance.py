@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
@@ -16,6 +15,9 @@ from tqdm.auto import tqdm
 from ppl_vi.diagnostics.gradient_draws import Bench, Draw, bench, with_estimators
 from ppl_vi.estimators import Estimators
 from ppl_vi.objectives import ELBO, Objective
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Program = Callable[..., Any]
 
@@ -162,6 +164,8 @@ def measured(
         for name, own in moments.items()
         for parameter, where in at.slices.items()
     }
+    import pandas as pd  # heavy, and not every fit needs it
+
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(list(rows), names=["estimator", "parameter"])
     table.attrs["reference"] = _SAME if lone else _POOLED if exact is None else _EXACT

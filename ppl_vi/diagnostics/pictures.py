@@ -14,8 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
-"""Told apart with any colour vision (Okabe and Ito 2008)."""
+from ppl_vi.diagnostics.colors import COLORS
 
 _INK = "#444444"
 _WINDOW = 100

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from pyro.infer.autoguide import AutoGuide
-from scipy.stats import norm
 
 from ppl_vi.diagnostics.gradient_draws import Bench, bench, with_estimators
 from ppl_vi.diagnostics.gradient_variance import check_draws, measured
@@ -28,6 +26,9 @@ from ppl_vi.estimators import (
     ScoreFunction,
 )
 from ppl_vi.objectives import ELBO, Objective
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Program = Callable[..., Any]
 
@@ -214,6 +215,8 @@ def _best(table: pd.DataFrame, site: str, names: list[str]) -> tuple[str | None,
     """The name of the best estimator that is not seen to be biased, and why."""
     rows = {name: table.loc[_row_name(site, name)] for name in names}
     far = {name: rows[name]["bias_z"].max() for name in names}
+    from scipy.stats import norm  # heavy, and not every fit needs it
+
     limit = max(_MOST_ERRORS, norm.isf(_FALSE_ALARMS / 2 / rows[names[0]]["components"].sum()))
     biased = [f"{name} (z = {far[name]:.1f})" for name in names if far[name] > limit]
     besides = f"; biased: {', '.join(biased)}" if biased else ""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
 
-from ppl_vi.diagnostics.pictures import COLORS
+from ppl_vi.diagnostics.colors import COLORS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 _INK, _LINES = "#444444", "#DDDDDD"
 _DISTANCES = (9, 20, 34, 50, 70, 95)
@@ -41,6 +44,8 @@ def plot_gradient_variance(table: pd.DataFrame, axis: Axes | None = None) -> Fig
         >>> figure = plot_gradient_variance(table)
     """
     if axis is None:
+        from matplotlib.figure import Figure  # heavy, and not every fit needs it
+
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         axis = figure.subplots()
     else:
@@ -104,6 +109,8 @@ def _label(figure: Figure, axis: Axes, names: list[str], points: np.ndarray) -> 
     figure.draw_without_rendering()  # where things are is known only now
     centers = axis.transData.transform(points)
     size = 7 * figure.dpi / 72
+    from matplotlib.transforms import Bbox
+
     taken = [Bbox.from_bounds(x - size, y - size, 2 * size, 2 * size) for x, y in centers]
     placed: list[Annotation] = []
     for name, point in zip(names, points, strict=True):

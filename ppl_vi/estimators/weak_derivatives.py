@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -93,19 +92,27 @@ def _rate_weights(given: Parameters, values: tuple[Tensor, ...]) -> tuple[Tensor
     return (-given.get("concentration", torch.ones_like(given["rate"])) / given["rate"],)
 
 
+@torch.library.custom_op("ppl_vi::gamma_quantile", mutates_args=())
+def _gamma_quantile(concentration: Tensor, quantile: Tensor) -> Tensor:
+    """The inverse of the incomplete gamma function, which torch lacks; an operation in graphs too."""
+    from scipy.special import gammaincinv  # heavy, and not every fit needs it
+
+    with torch._C.DisableTorchFunction():
+        return torch.as_tensor(gammaincinv(concentration.cpu().numpy(), quantile.cpu().numpy()))
+
+
+@_gamma_quantile.register_fake
+def _(concentration: Tensor, quantile: Tensor) -> Tensor:
+    return torch.empty_like(quantile, device="cpu")
+
+
 def _beside_typical_value(given: Parameters, draw: Tensor) -> tuple[Tensor, ...]:
     """A Gamma draw above exp(E[log z]) and one below, where dq/da = q (log z - E[log z]) is 0."""
     concentration = given["concentration"].double()
     below = torch.special.gammainc(concentration, torch.digamma(concentration).exp())
     u = torch.rand_like(below)
     quantiles = below + (1 - below) * u, below * u
-    # torch has no inverse of the incomplete gamma function.
-    values = (
-        torch.as_tensor(
-            scipy.special.gammaincinv(concentration.cpu().numpy(), quantile.cpu().numpy())
-        )
-        for quantile in quantiles
-    )
+    values = (_gamma_quantile(concentration, quantile) for quantile in quantiles)
     tiny = torch.finfo(draw.dtype).tiny  # as torch's own draws are
     return tuple((v.to(draw) / given["rate"]).clamp(min=tiny) for v in values)
 

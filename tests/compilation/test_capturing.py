@@ -99,7 +99,7 @@ def test_the_line_is_named(body: Callable[[Tensor], Any]) -> None:
 
 @pytest.mark.parametrize("body", [python_random, numpy_random, own_generator, counter])
 def test_what_changes_outside_tensors_is_told(body: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(CompileError, match="random|counter"):
+    with pytest.raises(CompileError, match=r"random|counter"):
         capture(program(body), (WEIGHT,))
 
 
@@ -138,7 +138,9 @@ def test_nothing_is_left_changed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(dict(norm.state_dict()), before, rtol=0, atol=0)
     captured(*norm.parameters())
-    assert norm.num_batches_tracked == 1 and not torch.equal(norm.running_mean, before["running_mean"])
+    assert norm.num_batches_tracked == 1 and not torch.equal(
+        norm.running_mean, before["running_mean"]
+    )
 
 
 def test_changes_in_place_become_outputs() -> None:

@@ -23,7 +23,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_as_torch(make: Callable[..., Any]) -> None:
-    gradients = torch.randn(STEPS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = torch.randn(
+        STEPS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     parameter = torch.nn.Parameter(torch.arange(5.0, dtype=torch.float64))
     optimizer = make([parameter])
     update = update_of(optimizer, optimizer.param_groups[0])

@@ -1,0 +1,72 @@
+"""Boolean masks in a graph that are always the same, as row numbers.
+
+How many elements a mask picks is not known before it is there, which a compiler of fixed shapes cannot
+follow. Masks that are computed from nothing (the lower triangle of a matrix, say) are known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+_INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+
+def without_constant_masks(graph: GraphModule) -> GraphModule:
+    """The graph with the numbers of the elements that constant masks pick in place of the masks."""
+    known: dict[Node, Tensor | None] = {}
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target not in _INDEXED:
+            continue
+        indices: list[Any] = []
+        for index in node.args[1]:
+            mask = _constant(graph, index, known) if isinstance(index, Node) else None
+            if mask is None or mask.dtype != torch.bool:
+                indices.append(index)
+                continue
+            for numbers in mask.nonzero(as_tuple=True):
+                name = f"_mask_numbers_{count}"
+                graph.register_buffer(name, numbers.clone())
+                with graph.graph.inserting_before(node):
+                    indices.append(graph.graph.get_attr(name))
+                count += 1
+        node.args = (node.args[0], indices, *node.args[2:])
+    return graph
+
+
+def _constant(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
+    """The value of a node that depends on no input and no draw; ``None`` for all others."""
+    if node not in known:
+        known[node] = None
+        if node.op == "get_attr":
+            known[node] = getattr(graph, str(node.target))
+        elif node.op == "call_function" and _pure(node):
+            given = {other: _constant(graph, other, known) for other in node.all_input_nodes}
+            if all(value is not None for value in given.values()):
+                call: Any = node.target
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+                found = call(*args, **kwargs)
+                known[node] = found if isinstance(found, Tensor) else None
+    return known[node]
+
+
+def _pure(node: Node) -> bool:
+    """Whether an operation gives the same each time, and nobody changes its result in place."""
+    call: Any = node.target
+    if not isinstance(call, torch._ops.OpOverload) or call._schema.is_mutable:
+        return False
+    seeded = torch.Tag.nondeterministic_seeded in call.tags
+    return not seeded and not any(_changes(user, node) for user in node.users)
+
+
+def _changes(user: Node, node: Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return False
+    given = zip(schema.arguments, user.args, strict=False)
+    return any(value is node and declared.alias_info is not None for declared, value in given)

@@ -11,13 +11,14 @@ _here = Path(__file__).resolve().parent
 if not (_here / "models").is_dir() and (_here.parent / "models" / "__init__.py").is_file():
     __path__.append(str(_here.parent))
 
+from ppl_vi.compilation import Execution
 from ppl_vi.diagnostics import (
     Recommendation,
     gradient_variance,
     plot_gradient_variance,
     recommend_estimators,
 )
-from ppl_vi.errors import DataError, GuideError, ModelError
+from ppl_vi.errors import CompileError, DataError, GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.estimators import (
     Baseline,
@@ -53,12 +54,14 @@ from ppl_vi.training import Progress
 __all__ = [
     "ELBO",
     "Baseline",
+    "CompileError",
     "ControlVariate",
     "DataError",
     "DisARM",
     "Enumerate",
     "Estimate",
     "Estimator",
+    "Execution",
     "Expectation",
     "FitResult",
     "ForwardKL",

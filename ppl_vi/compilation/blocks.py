@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
-from ppl_vi.compilation.building import Builds, Compiled
+from ppl_vi.compilation.building import Builds, Compiled, cache_folder
 from ppl_vi.compilation.capturing import repeatable_draws
 from ppl_vi.compilation.costs import repays
 from ppl_vi.compilation.flat import FlatParameters
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
+from ppl_vi.compilation.products import with_fast_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
 from ppl_vi.optimization import Stepper, TorchStepper
@@ -55,12 +56,9 @@ class _Shape:
 
     def plainly(self, carried: Carried, fixed: Fixed) -> Carried:
         """The same, one operation after the other."""
-        stops = bool(fixed.stops)
         with torch.no_grad():
-            for _ in range(int(fixed.num_steps)):
+            while self.step.goes_on(carried, fixed):
                 carried = self.step(carried, fixed)
-                if stops and bool(carried.bad):
-                    break
         return carried
 
 
@@ -86,7 +84,7 @@ class BlockRunner:
         self._graphs, self._eager, self._builds = graphs, eager, builds
         self._stream: Stream = eager.stream
         self._stepper = _of_torch(eager.stepper)
-        self._stops, self._steps = torch.tensor(stops), steps
+        self._skips, self._steps = not stops, steps
         self._shapes: dict[int, _Shape] = {}
         usual = self._stream.usual()
         graph = graphs.of(self._stream.batch(usual))
@@ -124,10 +122,13 @@ class BlockRunner:
         carried, fixed = self._block(shape, rows)
         with repeatable_draws() as again:
             after = shape.run(carried, fixed)
-            if self._stops and after.bad:
+            if after.bad and not self._skips:
+                good = int(after.step) - 1
                 again()
-                self._keep(shape, shape.run(carried, fixed._replace(num_steps=after.step - 1)))
-                self._eager.fail(self._stream.batch(rows[int(after.step) - 1]))
+                steps = fixed.num_steps.new_tensor(good)
+                self._keep(shape, shape.run(carried, fixed._replace(num_steps=steps)))
+                self._eager.done += good
+                self._eager.fail(self._stream.batch(rows[good]))
         self._keep(shape, after)
         count = len(rows)
         self._eager.done += count
@@ -166,7 +167,6 @@ class BlockRunner:
             torch.stack(list(rows), out=index[: len(rows)])
         fixed = Fixed(
             torch.tensor(len(rows), device=device),
-            self._stops.to(device),
             rates.to(device),
             index.to(device),
             shape.tables,
@@ -191,6 +191,7 @@ class BlockRunner:
         captured = graph.captured
         inputs = (*captured.inputs, *captured.held)
         pure, changed = functional(captured.graph, inputs)
+        pure = with_fast_products(pure, cache_folder())
         place = {id(parameter): i for i, parameter in enumerate(self._flat.live)}
         used = [place[id(p)] if i in graph.used else None for i, p in enumerate(graph.parameters)]
         tables, gathered = self._stream.tables(len(rows))
@@ -205,6 +206,7 @@ class BlockRunner:
             gathered,
             len(captured.held),
             tuple(number - first for number in changed),
+            self._skips,
         )
         return _Shape(graph, step, tables)
 

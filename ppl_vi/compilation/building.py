@@ -126,8 +126,9 @@ def _load(library: Path, device: torch.device) -> Compiled:
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     """Compile into a folder of its own, and move that to its place when it is whole."""
     from torch._inductor import aot_compile
-    from torch._inductor.exc import InvalidCxxCompiler
 
+    if not has_compiler():
+        raise CompileError("there is no C++ compiler on this machine (install g++)")
     root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -140,8 +141,6 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
             aot_compile(graph, tuple(inputs), options=options)
         _tidy(made)
         _replace(made, root / key)
-    except InvalidCxxCompiler as error:
-        raise CompileError("there is no C++ compiler on this machine (install g++)") from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise CompileError(
@@ -154,6 +153,17 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     if found is None:
         raise CompileError("torch compiled the step, but left no library")
     return found
+
+
+def has_compiler() -> bool:
+    """Whether torch finds a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return shutil.which(get_cpp_compiler()) is not None
+    except InvalidCxxCompiler:
+        return False
 
 
 @contextmanager

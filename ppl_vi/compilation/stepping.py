@@ -49,7 +49,6 @@ class Fixed(NamedTuple):
 
     Attributes:
         num_steps: how many steps to take, an int64 scalar.
-        stops: whether to stop at the first number that is not finite.
         rates: ``[block, groups]``, the learning rate of each update.
         rows: ``[block, batch]``, which rows of the tables each step takes; empty without batches.
         tables: the data, by input: whole, or rows to take from.
@@ -57,7 +56,6 @@ class Fixed(NamedTuple):
     """
 
     num_steps: Tensor
-    stops: Tensor
     rates: Tensor
     rows: Tensor
     tables: tuple[Tensor, ...]
@@ -77,6 +75,8 @@ class Step:
         gathered: by input, whether its table's rows are taken.
         num_others: how many tensors the graph takes after the data.
         changed: numbers of those among them that are buffers.
+        skips: whether a step whose numbers are not finite moves nothing. Else the loop ends with it,
+            and whoever runs the block goes back to the step before.
     """
 
     graph: Callable[..., Any]
@@ -86,6 +86,7 @@ class Step:
     gathered: tuple[bool, ...]
     num_others: int
     changed: tuple[int, ...]
+    skips: bool
 
     def __call__(self, carried: Carried, fixed: Fixed) -> Carried:
         """The state after one more step."""
@@ -101,13 +102,21 @@ class Step:
             bad=carried.bad | ~finite,
             losses=torch.where(here, loss.to(carried.losses.dtype), carried.losses),
             finite=torch.where(here, finite, carried.finite),
-            flat=torch.where(finite, flat, carried.flat),
+            flat=self._kept(finite, flat, carried.flat),
             states=tuple(
-                torch.where(finite, new, old)
+                self._kept(finite, new, old)
                 for new, old in zip(states, carried.states, strict=True)
             ),
             buffers=tuple(buffers),
         )
+
+    def _kept(self, finite: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(finite, new, old) if self.skips else new
+
+    def goes_on(self, carried: Carried, fixed: Fixed) -> Tensor:
+        """Whether there is another step in the block."""
+        left: Tensor = carried.step < fixed.num_steps
+        return left if self.skips else left & ~carried.bad
 
     def _evaluated(self, carried: Carried, fixed: Fixed) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         sizes = [shape.numel() for shape in self.shapes]
@@ -154,8 +163,7 @@ def looped(step: Step, carried: Carried, fixed: Fixed) -> GraphModule:
     def goes_on(*tensors: Tensor) -> Tensor:
         now = tree_unflatten(list(tensors[: len(first)]), moving)
         rest = tree_unflatten(list(tensors[len(first) :]), still)
-        unfinished: Tensor = (now.step < rest.num_steps) & ~(now.bad & rest.stops)
-        return unfinished
+        return step.goes_on(now, rest)
 
     def once_more(*tensors: Tensor) -> list[Tensor]:
         now = tree_unflatten(list(tensors[: len(first)]), moving)

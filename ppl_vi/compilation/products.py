@@ -1,0 +1,114 @@
+"""Matrix products by the faster of the two libraries that torch comes with.
+
+On some processors MKL is fast, on others oneDNN by a factor of two; torch always asks MKL. Which is
+faster for a product is measured once on a machine, and kept beside the compiled steps, so that a fit
+repeats with its seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+aten = torch.ops.aten
+
+_LEAST_WORK = 2_000_000
+"""Multiplications; a smaller product is not worth the call of another library."""
+_ROUNDS, _REPEATS = 9, 5
+_MARGIN = 0.9
+_LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
+_LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; the inductor knows the operation inside with constant weights only, so it is hidden."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return found
+
+
+_LIBRARY.impl("product", _by_onednn, "CPU")
+_LIBRARY.impl("product", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
+
+
+def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
+    """The graph with large products of float32 matrices by the faster library.
+
+    Args:
+        graph: with the shapes of its operations.
+        folder: where the choice for each shape is kept.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return graph
+    nodes = graph.graph
+    for node in list(nodes.nodes):
+        if node.target is aten.addmm.default and not node.kwargs:
+            bias, *factors = node.args
+            if _is_faster(factors, folder):
+                with nodes.inserting_before(node):
+                    product = nodes.call_function(torch.ops.ppl_vi.product.default, tuple(factors))
+                    total = nodes.call_function(aten.add.Tensor, (product, bias))
+                product.meta["val"] = total.meta["val"] = node.meta["val"]
+                node.replace_all_uses_with(total)
+                nodes.erase_node(node)
+        elif node.target is aten.mm.default and _is_faster(list(node.args), folder):
+            node.target = torch.ops.ppl_vi.product.default
+    graph.recompile()
+    return graph
+
+
+def _is_faster(factors: list[Any], folder: Path) -> bool:
+    a, b = (factor.meta["val"] for factor in factors)
+    if a.dtype != torch.float32 or a.device.type != "cpu":
+        return False
+    if a.shape[0] * a.shape[1] * b.shape[1] < _LEAST_WORK:
+        return False
+    threads = torch.get_num_threads()
+    key = f"{tuple(a.shape)}{a.stride()} {tuple(b.shape)}{b.stride()} {threads} {torch.__version__}"
+    return _choice(key, a.shape, a.stride(), b.shape, b.stride(), folder / "products.json")
+
+
+@cache
+def _choice(key: str, a_shape: Any, a_stride: Any, b_shape: Any, b_stride: Any, file: Path) -> bool:
+    """What was found before on this machine, or is found now."""
+    known = _read(file)
+    if key not in known:
+        a = torch.empty_strided(tuple(a_shape), a_stride).fill_(0.5)
+        b = torch.empty_strided(tuple(b_shape), b_stride).fill_(0.5)
+        ours = lambda: torch.ops.ppl_vi.product(a, b)  # noqa: E731
+        faster = _seconds(ours, lambda: torch.mm(a, b)) < _MARGIN
+        known = {**_read(file), key: faster}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(known, indent=0))
+        written.replace(file)
+    return bool(known[key])
+
+
+def _read(file: Path) -> dict[str, bool]:
+    try:
+        known: dict[str, bool] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _seconds(one: Callable[[], Any], other: Callable[[], Any]) -> float:
+    """The ratio of the times of two functions: their least of several rounds, in turns."""
+    least = [float("inf")] * 2
+    with torch.no_grad():
+        for _ in range(_ROUNDS):
+            for number, function in enumerate((one, other)):
+                started = time.perf_counter()
+                for _ in range(_REPEATS):
+                    function()
+                least[number] = min(least[number], time.perf_counter() - started)
+    return least[0] / least[1]

@@ -122,22 +122,22 @@ class BlockRunner:
         carried, fixed = self._block(shape, rows)
         with repeatable_draws() as again:
             after = shape.run(carried, fixed)
-            if after.bad and not self._skips:
-                good = int(after.step) - 1
+            step, moved = after.position.tolist()
+            if moved < step and not self._skips:
+                good = step - 1
                 again()
                 steps = fixed.num_steps.new_tensor(good)
                 self._keep(shape, shape.run(carried, fixed._replace(num_steps=steps)))
                 self._eager.done += good
                 self._eager.fail(self._stream.batch(rows[good]))
         self._keep(shape, after)
-        count = len(rows)
-        self._eager.done += count
-        self._stepper.use_rates(int(after.taken))
-        told = zip(after.losses[:count].tolist(), after.finite[:count].tolist(), strict=True)
-        return [Taken(*step) for step in told]
+        self._eager.done += len(rows)
+        self._stepper.use_rates(moved)
+        told = after.record[:, : len(rows)].tolist()
+        return [Taken(loss, bool(finite)) for loss, finite in zip(*told, strict=True)]
 
     def _keep(self, shape: _Shape, after: Carried) -> None:
-        self._flat.write(after.flat, after.states, after.updates)
+        self._flat.write(after.flat, after.states, int(after.position[1]))
         held = shape.graph.captured.held
         with torch.no_grad():
             for number, value in zip(shape.step.changed, after.buffers, strict=True):
@@ -146,14 +146,9 @@ class BlockRunner:
     def _block(self, shape: _Shape, rows: Sequence[Tensor]) -> tuple[Carried, Fixed]:
         flat, graph, step = self._flat, shape.graph, shape.step
         device, held = flat.flat.device, graph.captured.held
-        # Each a tensor of its own: a loop takes none twice.
         carried = Carried(
-            torch.zeros((), dtype=torch.int64, device=device),
-            flat.count,
-            torch.zeros((), dtype=torch.int64, device=device),
-            torch.zeros((), dtype=torch.bool, device=device),
-            torch.zeros(BLOCK, dtype=torch.float64, device=device),
-            torch.zeros(BLOCK, dtype=torch.bool, device=device),
+            torch.zeros(2, dtype=torch.int64, device=device),
+            torch.zeros(2, BLOCK, dtype=torch.float64, device=device),
             flat.flat,
             flat.states,
             tuple(held[i].detach() for i in step.changed),
@@ -167,6 +162,7 @@ class BlockRunner:
             torch.stack(list(rows), out=index[: len(rows)])
         fixed = Fixed(
             torch.tensor(len(rows), device=device),
+            torch.tensor(float(flat.updates), dtype=torch.float64, device=device),
             rates.to(device),
             index.to(device),
             shape.tables,
@@ -230,7 +226,7 @@ class BlockRunner:
                 raise CompileError(f"the compiled step does not run ({error})") from error
             finally:
                 again()
-        for mine, other in ((plain.losses[:1], compiled.losses[:1]), (plain.flat, compiled.flat)):
+        for mine, other in ((plain.record[0], compiled.record[0]), (plain.flat, compiled.flat)):
             if not torch.allclose(mine, other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
                 raise CompileError("a compiled step gives another result than the same step eager")
 

@@ -33,7 +33,7 @@ class FlatParameters:
         groups: how many entries each group has, and how it is updated.
         flat: ``[size]``.
         states: ``[size of the group]`` each, group by group.
-        count: updates made, a float64 scalar.
+        updates: how many were made.
     """
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
@@ -51,16 +51,17 @@ class FlatParameters:
         self.read()
         for size, update in self.groups:
             self.states += tuple(self.flat.new_zeros(size) for _ in update.names)
-        self.count = torch.zeros((), dtype=torch.float64, device=self.flat.device)
+        self.updates = 0
 
     def read(self) -> None:
         """Take the values of the live parameters, which a callback may have changed."""
         with torch.no_grad():
             self.flat = torch.cat([parameter.reshape(-1) for parameter in self.live])
 
-    def write(self, flat: Tensor, states: tuple[Tensor, ...], count: Tensor) -> None:
-        """Keep new values, and lay them into the live parameters."""
-        self.flat, self.states, self.count = flat, states, count
+    def write(self, flat: Tensor, states: tuple[Tensor, ...], updates: int) -> None:
+        """Keep the values after so many updates, and lay them into the live parameters."""
+        self.flat, self.states = flat, states
+        self.updates += updates
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.split(flat, self.live))
 
@@ -75,7 +76,7 @@ class FlatParameters:
             for number, parameter in enumerate(own):
                 state = {name: chunks[number].clone() for name, chunks in kept.items()}
                 self._optimizer.state[parameter] = {
-                    "step": self.count.to(torch.float32).cpu().clone(),
+                    "step": torch.tensor(float(self.updates)),
                     **state,
                 }
 

@@ -41,6 +41,23 @@ def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor, _ in found.values())
 
 
+def with_standard_draws(graph: GraphModule) -> GraphModule:
+    """The graph with standard Normal draws made at once, not into a tensor made before and copied."""
+    nodes: Any = graph.graph
+    for node in nodes.find_nodes(op="call_function", target=aten.normal_functional.default):
+        if tuple(node.args[1:]) in ((), (0.0,), (0.0, 1.0), (0, 1)) and not node.kwargs:
+            value = node.meta["val"]
+            kind = {"dtype": value.dtype, "device": value.device}
+            with nodes.inserting_before(node):
+                drawn = nodes.call_function(aten.randn.default, (list(value.shape),), kind)
+            drawn.meta["val"] = value
+            node.replace_all_uses_with(drawn)
+            nodes.erase_node(node)
+    nodes.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def without_checks(graph: GraphModule) -> GraphModule:
     """The graph with an impossible decomposition told by a first output that is NaN, not an error."""
     nodes: Any = graph.graph
@@ -80,6 +97,4 @@ def functional(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModul
             node.replace_all_uses_with(node.args[1])
             made.graph.erase_node(node)
     output.args = ([*output.args[0], *changed.values()],)
-    made.graph.eliminate_dead_code()
-    made.recompile()
-    return made, tuple(changed)
+    return with_standard_draws(made), tuple(changed)

@@ -19,26 +19,19 @@ from ppl_vi.compilation.updates import Update
 
 
 class Carried(NamedTuple):
-    """What one step hands to the next.
+    """What one step hands to the next; few tensors, since each costs as much as a small step's sums.
 
     Attributes:
-        step: number of the next step in its block, an int64 scalar.
-        updates: made since the start of the fit, a float64 scalar.
-        taken: updates made in this block, an int64 scalar; a step that is skipped makes none.
-        bad: whether a number was not finite in this block.
-        losses: ``[block]``.
-        finite: ``[block]``, whether all numbers of the step were finite.
+        position: ``[2]``, the number of the next step in its block, and how many of those before it
+            moved the parameters; where fewer did, a number was not finite.
+        record: ``[2, block]``, the losses, and whether all numbers of the step were finite.
         flat: ``[size]``, the parameters.
         states: ``[size]`` each, of the optimizer, group by group.
         buffers: tensors that the program changes.
     """
 
-    step: Tensor
-    updates: Tensor
-    taken: Tensor
-    bad: Tensor
-    losses: Tensor
-    finite: Tensor
+    position: Tensor
+    record: Tensor
     flat: Tensor
     states: tuple[Tensor, ...]
     buffers: tuple[Tensor, ...]
@@ -49,6 +42,7 @@ class Fixed(NamedTuple):
 
     Attributes:
         num_steps: how many steps to take, an int64 scalar.
+        updates: made before this block, a float64 scalar.
         rates: ``[block, groups]``, the learning rate of each update.
         rows: ``[block, batch]``, which rows of the tables each step takes; empty without batches.
         tables: the data, by input: whole, or rows to take from.
@@ -56,6 +50,7 @@ class Fixed(NamedTuple):
     """
 
     num_steps: Tensor
+    updates: Tensor
     rates: Tensor
     rows: Tensor
     tables: tuple[Tensor, ...]
@@ -92,16 +87,12 @@ class Step:
         """The state after one more step."""
         loss, gradient, buffers = self._evaluated(carried, fixed)
         finite = torch.isfinite(loss) & torch.isfinite(gradient).all()
-        rate = fixed.rates.index_select(0, carried.taken.reshape(1)).squeeze(0)
-        flat, states = self._updated(carried, gradient, rate)
-        here = torch.arange(len(carried.losses), device=loss.device) == carried.step
+        flat, states = self._updated(carried, fixed, gradient)
+        here = torch.arange(carried.record.shape[1], device=loss.device) == carried.position[0]
+        told = torch.stack([loss.double(), finite.double()])
         return Carried(
-            step=carried.step + 1,
-            updates=carried.updates + finite,
-            taken=carried.taken + finite,
-            bad=carried.bad | ~finite,
-            losses=torch.where(here, loss.to(carried.losses.dtype), carried.losses),
-            finite=torch.where(here, finite, carried.finite),
+            position=carried.position + torch.stack([torch.ones_like(finite), finite]),
+            record=torch.where(here, told.unsqueeze(1), carried.record),
             flat=self._kept(finite, flat, carried.flat),
             states=tuple(
                 self._kept(finite, new, old)
@@ -115,8 +106,9 @@ class Step:
 
     def goes_on(self, carried: Carried, fixed: Fixed) -> Tensor:
         """Whether there is another step in the block."""
-        left: Tensor = carried.step < fixed.num_steps
-        return left if self.skips else left & ~carried.bad
+        step, moved = carried.position.unbind()
+        left: Tensor = step < fixed.num_steps
+        return left if self.skips else left & (moved == step)
 
     def _evaluated(self, carried: Carried, fixed: Fixed) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         sizes = [shape.numel() for shape in self.shapes]
@@ -124,7 +116,7 @@ class Step:
         chunks = [part.view(shape) for part, shape in parts]
         data = fixed.tables
         if any(self.gathered):
-            rows = fixed.rows.index_select(0, carried.step.reshape(1)).squeeze(0)
+            rows = fixed.rows.index_select(0, carried.position[:1]).squeeze(0)
             data = tuple(
                 table.index_select(0, rows) if gathered else table
                 for table, gathered in zip(data, self.gathered, strict=True)
@@ -138,14 +130,16 @@ class Step:
         return loss, torch.cat([gradients[i] for i in range(len(sizes))]), list(own)
 
     def _updated(
-        self, carried: Carried, gradient: Tensor, rates: Tensor
+        self, carried: Carried, fixed: Fixed, gradient: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
+        rates = fixed.rates.index_select(0, carried.position[1:]).squeeze(0)
+        updates = fixed.updates + carried.position[1]
         flats, moved, states = [], [], iter(carried.states)
         sizes = [size for size, _ in self.groups]
         parts = zip(self.groups, carried.flat.split(sizes), gradient.split(sizes), strict=True)
         for number, ((_, update), flat, own) in enumerate(parts):
             before = [next(states) for _ in update.names]
-            flat, after = update(flat, own, before, carried.updates, rates[number])
+            flat, after = update(flat, own, before, updates, rates[number])
             flats.append(flat)
             moved.extend(after)
         return torch.cat(flats) if len(flats) > 1 else flats[0], moved

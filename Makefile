@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= out
+# Options of the benchmark, such as --quick.
+BENCH ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -13,7 +15,7 @@ SOURCES := $(shell find ppl_vi models guides -name __pycache__ -prune -o -print)
 WHEELS := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint wheel clean
+.PHONY: help demo test test-slow bench lint wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +28,9 @@ test: $(VENV)/.test ## build the wheel, install it and test it away from the sou
 
 test-slow: $(VENV)/.test ## the tests that take minutes
 	$(PY) tools/run_tests.py -m slow
+
+bench: $(VENV)/.bench ## ppl-vi beside its peers: tables and pictures in out/bench
+	$(PY) benchmarks/compare_peers.py --out $(OUT)/bench $(BENCH)
 
 lint: $(VENV)/.lint ## ruff and mypy
 	$(PY) -m ruff check .
@@ -55,6 +60,10 @@ $(VENV)/.installed: $(WHEELS)/.built
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) "$$(ls $(WHEELS)/*.whl)[test]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) "$$(ls $(WHEELS)/*.whl)[bench]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Stream:
 
     def runs(self, count: int) -> list[list[Tensor]]:
         """The row numbers of the next batches; each list has batches of one size."""
+        if not self._source.batched:
+            return [[self.usual()] * count]
         rows = [self._next_rows() for _ in range(count)]
         return [list(same) for _, same in groupby(rows, key=len)]
 
@@ -87,5 +89,7 @@ def _endless_batches(source: DataSource, generator: torch.Generator | None) -> I
 
 
 def _endless_rows(source: DataSource, generator: torch.Generator | None) -> Iterator[Tensor]:
+    if not source.batched:
+        yield from repeat(next(source.chunks()))
     while True:
         yield from source.chunks(generator, shuffled=True)

@@ -151,7 +151,7 @@ class BlockRunner:
             torch.zeros(2, BLOCK, dtype=torch.float64, device=device),
             flat.flat,
             flat.states,
-            tuple(held[i].detach() for i in step.changed),
+            tuple(held[i].detach().contiguous() for i in step.changed),
         )
         unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
         still = [tensor for i, tensor in enumerate(held) if i not in step.changed]
@@ -166,7 +166,7 @@ class BlockRunner:
             rates.to(device),
             index.to(device),
             shape.tables,
-            tuple(tensor.detach() for tensor in (*unused, *still)),
+            tuple(tensor.detach().contiguous() for tensor in (*unused, *still)),
         )
         return carried, fixed
 
@@ -191,6 +191,7 @@ class BlockRunner:
         place = {id(parameter): i for i, parameter in enumerate(self._flat.live)}
         used = [place[id(p)] if i in graph.used else None for i, p in enumerate(graph.parameters)]
         tables, gathered = self._stream.tables(len(rows))
+        tables = tuple(table.contiguous() for table in tables)  # compiled code knows their strides
         first = len(captured.inputs)
         if any(number < first for number in changed):
             raise CompileError("the program changes its parameters or its data in place")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,14 +66,18 @@ class _CompiledGraph:
         inputs = (*captured.inputs, *captured.held)
         pure, self._changed = functional(captured.graph, inputs)
         self._held = captured.held
-        plain = [tensor.detach() for tensor in inputs]
-        self._run: Compiled = builds.build(pure, plain)
+        self._run: Compiled = builds.build(pure, _plain(inputs))
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        every = [tensor.detach() for tensor in (*inputs, *self._held)]
-        found = self._run(every)
+        every = (*inputs, *self._held)
+        found = self._run(_plain(every))
         first = len(found) - len(self._changed)
         with torch.no_grad():
             for number, value in zip(self._changed, found[first:], strict=True):
                 every[number].copy_(value)
         return found[:first]
+
+
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Without gradients, and with the strides that compiled code knows them by."""
+    return [tensor.detach().contiguous() for tensor in tensors]

@@ -1,0 +1,1 @@
+"""The same variational fits by several libraries, one process each; see ``compare_peers.py``."""

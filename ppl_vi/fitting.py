@@ -197,7 +197,7 @@ def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
     started = time.perf_counter()
     with pyro.get_param_store().scope():
         job, structure = _prepare(settings, restart)
-        with threads_for(structure):
+        with threads_for(structure, job.usual_pair()):
             return _trained(settings, job, structure, started, bar)
 
 
@@ -212,6 +212,7 @@ def _trained(
         bar.write(f"estimators: {in_words(estimators)}")
     runner = _runner(settings, objective, model, job, bar)
     losses, reason = train(runner, settings.steps, settings.callbacks, bar)
+    runner.finish()
     elbo = estimate_elbo(job.weighted_pairs())
     return FitResult(
         job=job,
@@ -234,6 +235,8 @@ def _runner(
 ) -> Execute:
     """Who takes the steps."""
     parameters = _trainable()
+    for parameter in parameters.values():
+        parameter.grad = None  # of someone else's training
     eager = EagerRunner(
         loss_and_grads_of(objective, model, job),
         Stream(settings.source),

@@ -43,6 +43,10 @@ class Job:
         """The model and the guide with the batch's arguments."""
         return Pair(self.model, self.guide, batch.args, batch.kwargs)
 
+    def usual_pair(self) -> Pair:
+        """The pair with a batch of the usual size."""
+        return self.pair(next(self.source.sequence()))
+
     def handler(self, batch: Batch) -> AbstractContextManager[Any]:
         """What makes the batch count for all rows."""
         if not self.data_plates or self.source.num_rows is None or batch.size is None:

@@ -63,7 +63,7 @@ def locate(
         pair = job.pair(batch)._replace(guide=guide)
         try:
             structure = structure_of(pair)
-            with threads_for(structure):
+            with threads_for(structure, pair):
                 # Locations first: far from the data the best width is none, and nothing moves.
                 if not _search(pair, list(guide.locs.parameters())):
                     return None

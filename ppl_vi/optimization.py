@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -88,7 +86,8 @@ class TorchStepper:
         self._scheduler = made if isinstance(made, LRScheduler) else None
         self.optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
         self._known = set(parameters)
-        self._ahead: deque[list[float]] = deque()
+        self._ahead: list[list[float]] = []
+        self._before: tuple[Any, list[dict[str, Any]]] = ({}, [])
 
     def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
         zero_grads(parameters.values())
@@ -107,27 +106,60 @@ class TorchStepper:
 
     @property
     def foreseeable(self) -> bool:
-        """Whether the schedule is known before the losses are."""
-        return not isinstance(self._scheduler, ReduceLROnPlateau)
+        """Whether the schedule moves the learning rates alone, and is known before the losses are."""
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            return False
+        before = self.options()
+        self.rates(3)
+        moved = self.options()
+        self.use_rates(0)
+        return moved == before
+
+    def options(self) -> list[dict[str, Any]]:
+        """The hyperparameters of each group, learning rates left out."""
+        left_out = ("params", "lr", "initial_lr")
+        groups = self.optimizer.param_groups
+        return [{n: v for n, v in group.items() if n not in left_out} for group in groups]
 
     def rates(self, count: int) -> list[list[float]]:
-        """The learning rates of the next ``count`` steps, group by group; the schedule moves on."""
+        """The learning rates of the next ``count`` steps, group by group.
+
+        The schedule runs ahead; ``use_rates`` says how far the fit has followed.
+        """
         if self._scheduler is None:
-            return [self._now()] * count
+            return [self.now()] * count
+        self._before = copy.deepcopy(self._scheduler.state_dict()), self._groups()
+        self._ahead = [self.now()]
         with warnings.catch_warnings():  # the optimizer's own step is never called
             warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
-            while len(self._ahead) < count:
-                self._ahead.append(self._now())
+            for _ in range(count - 1):
                 self._scheduler.step()
-        return list(islice(self._ahead, count))
+                self._ahead.append(self.now())
+        return self._ahead
 
     def use_rates(self, count: int) -> None:
-        """These many of the rates were used; the next ones come first."""
-        for _ in range(count if self._ahead else 0):
-            self._ahead.popleft()
+        """The fit has made that many of the steps that rates were asked for."""
+        if self._scheduler is None:
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
+            if count < len(self._ahead):
+                state, groups = self._before
+                self._scheduler.load_state_dict(state)
+                for group, options in zip(self.optimizer.param_groups, groups, strict=True):
+                    group.update(options)
+                for _ in range(count):
+                    self._scheduler.step()
+            else:
+                self._scheduler.step()
 
-    def _now(self) -> list[float]:
+    def now(self) -> list[float]:
+        """The learning rate of each group."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups = self.optimizer.param_groups
+        return [{n: v for n, v in group.items() if n != "params"} for group in groups]
 
 
 class _PyroStepper:

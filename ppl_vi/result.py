@@ -216,7 +216,7 @@ class FitResult:
         pair = self.job.pair(batch)
         with self.fitted.applied():
             structure = structure_of(pair)
-            with threads_for(structure):
+            with threads_for(structure, pair):
                 elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
                 at_once = max(1, min(num_samples, _ELEMENTS_AT_ONCE // elements))
                 counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.randomness import forked_rng
 
 
 class Stream:
@@ -56,11 +57,16 @@ class Stream:
 
     def look(self) -> Batch:
         """A batch of the usual size; the stream stays where it is."""
-        return next(self._source.sequence())
+        with forked_rng():  # data that draw
+            return self._source.at(self.usual())
 
     def usual(self) -> Tensor:
         """The row numbers of a batch of the usual size."""
         return next(self._source.chunks())
+
+    def sizes(self) -> list[Tensor]:
+        """The row numbers of one batch of each size."""
+        return list({len(rows): rows for rows in self._source.chunks()}.values())
 
     def share(self, size: int) -> float:
         """The part of all batches that has this many rows."""
@@ -74,8 +80,10 @@ class Stream:
         """
         whole, num_rows = self._source.whole(), self._source.num_rows
         in_part = size < (num_rows or 0)
+        own = {id(leaf) for leaf in (*whole.args, *whole.kwargs.values(), whole.rows)}  # not nested
         gathered = (
-            in_part and tensor.ndim > 0 and len(tensor) == num_rows for tensor in whole.tensors
+            in_part and id(tensor) in own and tensor.ndim > 0 and len(tensor) == num_rows
+            for tensor in whole.tensors
         )
         return whole.tensors, tuple(gathered)
 

@@ -9,7 +9,6 @@ that many steps would have returned, its work before and after the steps include
 from __future__ import annotations
 
 import inspect
-import time
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +21,6 @@ from peers.pyro_names import flat
 from peers.pyro_programs import programs, values_now
 from peers.tasks import Run, Snapshot, Task, since_start
 from ppl_vi import ELBO, FitResult, fit
-
-_SHORT = 100
 
 
 class _Fits:
@@ -55,12 +52,6 @@ class _Fits:
             **options,
         )
 
-    def seconds(self, steps: int) -> float:
-        """How long one takes."""
-        started = time.perf_counter()
-        self.run(steps)
-        return time.perf_counter() - started
-
 
 def run(task: Task) -> Run:
     """Fit."""
@@ -88,16 +79,6 @@ def run(task: Task) -> Run:
 
 
 def _seconds_per_step(task: Task, fits: _Fits) -> float:
-    """From a long warm fit and a short one: the work before and after the steps cancels.
-
-    The long one is long enough that what remains of that work's noise is small beside its steps. The
-    fastest of some fits counts: the first of a length may compile more, batches at the end of an
-    epoch for instance, and all that disturbs a fit makes it longer.
-    """
-
-    short = min(fits.seconds(_SHORT) for _ in range(3))
-    count = _SHORT
-    while (more := fits.seconds(_SHORT + count) - short) < task.stretch:
-        count *= 8
-    again = (fits.seconds(_SHORT + count) - short for _ in range(task.repeats - 1))
-    return min(more, *again) / count
+    """Of a warm fit, its steps alone: what it says of itself."""
+    taken = [fits.run(task.steps) for _ in range(task.repeats)]
+    return min(result.execution.step_seconds / result.num_steps for result in taken)

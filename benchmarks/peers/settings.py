@@ -89,9 +89,9 @@ _HIERARCHY = (
     Site("theta", (GROUPS,)),
 )
 _ALL = (
-    _mixture(10, 2_000, 600, 1_000),
-    _mixture(1_000, 2_000, 600, 200),
-    _mixture(100_000, 600, 300, 8),
+    _mixture(10, 5_000, 600, 1_000),
+    _mixture(1_000, 3_000, 600, 200),
+    _mixture(100_000, 300, 200, 8),
     Problem("eight-schools", "eight schools", "schools", _SCHOOLS, 8, 3_000, 800),
     Problem("logistic", "logistic, all rows", "logistic", _WEIGHTS, ROWS, 1_000, 300, draws=50),
     Problem(

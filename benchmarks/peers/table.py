@@ -25,8 +25,8 @@ rate, and the gradient estimator (one draw of log p - log q) are the same for al
 a log-scale for each latent. Draws differ, and so do minibatches: ppl-vi goes through epochs, the others
 draw rows with replacement.
 
-- *µs per step*: of a warm loop, the median over turns. Of ppl-vi it is a long fit less a short one,
-  over the steps between, since each call of `fit` has work before and after its steps.
+- *µs per step*: of a warm loop, the median over turns. Of ppl-vi it is what a warm fit spends on its
+  steps, `result.execution.step_seconds`, since each call of `fit` has work before and after them.
 - *to NumPyro*, *to Pyro*: the time of a step over that of the other in the same turn, the median over
   turns; less than one is faster.
 - *ten steps*: seconds from the start of the process, imports and compilers included. Of ppl-vi it is

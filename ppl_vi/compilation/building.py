@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ class Builds:
         device = next((t.device for t in inputs if t.device.type != "cpu"), torch.device("cpu"))
         if key in _LOADED:
             self.loaded += 1
-        elif library := _kept(key):
-            _LOADED[key] = _load(library, device)
+        elif found := _found(key, device):
+            _LOADED[key] = found
             self.loaded += 1
         else:
             _LOADED[key] = _load(_compile(graph, inputs, key), device)
@@ -81,12 +81,6 @@ def cache_folder() -> Path:
     given = os.environ.get("PPL_VI_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "ppl_vi"
-
-
-def is_kept(graph: GraphModule, inputs: Sequence[Tensor]) -> bool:
-    """Whether the compiled graph is in memory or on disk."""
-    key = _key(graph, inputs)
-    return key in _LOADED or _kept(key) is not None
 
 
 def _key(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
@@ -111,6 +105,16 @@ def _processor() -> str:
 def _kept(key: str) -> Path | None:
     folder = cache_folder() / key
     return next(folder.glob("*.so"), None) if folder.is_dir() else None
+
+
+def _found(key: str, device: torch.device) -> Compiled | None:
+    """The library from disk; one that does not load is thrown away."""
+    library = _kept(key)
+    try:
+        return _load(library, device) if library else None
+    except RuntimeError:
+        shutil.rmtree(cache_folder() / key, ignore_errors=True)
+        return None
 
 
 def _load(library: Path, device: torch.device) -> Compiled:
@@ -193,12 +197,15 @@ def _replace(made: Path, place: Path) -> None:
     try:
         made.rename(place)
     except OSError:
-        if not place.is_dir():  # else another process was faster
-            raise
+        if any(place.glob("*.so")):  # another process was faster
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
 
 
 def _prune(root: Path) -> None:
     """Forget the oldest."""
-    kept = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-    for path in kept[:-_MOST_KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # other processes may be at work here
+        kept = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+        for path in kept[:-_MOST_KEPT]:
+            shutil.rmtree(path, ignore_errors=True)

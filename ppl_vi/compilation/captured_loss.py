@@ -11,6 +11,7 @@ from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
 from ppl_vi.data import Batch
+from ppl_vi.errors import CompileError
 
 
 class CapturedLoss:
@@ -38,10 +39,12 @@ class CapturedLoss:
             self._graphs.check(batch)
         graph = self._graphs.of(batch)
         inputs = (*graph.parameters, *batch.tensors)
-        if self._builds is None:
-            loss, *gradients = graph.captured(*inputs)
-        else:
-            loss, *gradients = self.compile(batch)(inputs)
+        compiled = self._compiled.get(id(graph))  # batches of other sizes do not repay it
+        try:
+            loss, *gradients = compiled(inputs) if compiled else graph.captured(*inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CompileError(f"its operations cannot be repeated ({reason})") from error
         for number, gradient in zip(graph.used, gradients, strict=True):
             graph.parameters[number].grad = gradient
         return loss.item()

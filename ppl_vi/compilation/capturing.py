@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compilation.graphs import declared_batch_norm, lift_tensors, without_checks
-from ppl_vi.compilation.masks import without_constant_masks
+from ppl_vi.compilation.masks import refuse_unknown_shapes, without_constant_masks
 from ppl_vi.compilation.watching import Undo, watched
 from ppl_vi.errors import CompileError
 from ppl_vi.randomness import forked_rng
@@ -64,7 +64,9 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     with forked_rng(), Undo(), watched():
         # Traced on the very tensors that the program holds, so that its parameters are inputs.
         graph = make_fx(lambda *_: program(), _DECLARED, tracing_mode="real")(*inputs)
-    held = lift_tensors(without_constant_masks(without_checks(graph)))
+    graph = without_constant_masks(without_checks(graph))
+    refuse_unknown_shapes(graph)
+    held = lift_tensors(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     captured = Captured(graph, tuple(inputs), held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,7 @@ class Execution:
         compilations: how many graphs a compiler worked on.
         loads: how many compiled graphs were found in memory or on disk.
         seconds: spent on compiling and loading.
+        step_seconds: spent on the steps themselves.
     """
 
     mode: Mode
@@ -46,6 +48,7 @@ class Execution:
     compilations: int = 0
     loads: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.mode}: {self.reason}" if self.reason else self.mode
@@ -81,7 +84,7 @@ class Execute:
     ) -> None:
         self._wish, self._steps, self._tell = wish, steps, tell
         self._eager, self._plainly = eager, eager.loss_and_grads
-        self._builds = Builds()
+        self._builds, self._step_seconds = Builds(), 0.0
         self._graphs: GradientGraphs | None = None
         self._runner: Runner = eager
         self._mode: Mode = "eager"
@@ -106,16 +109,35 @@ class Execute:
         builds = self._builds
         captures = self._graphs.captures if self._graphs else 0
         return Execution(
-            self._mode, self._reason, captures, builds.compiled, builds.loaded, builds.seconds
+            self._mode,
+            self._reason,
+            captures,
+            builds.compiled,
+            builds.loaded,
+            builds.seconds,
+            self._step_seconds,
         )
 
     def advance(self, count: int) -> list[Taken]:
         """Take up to ``count`` steps; eager ones where the programs turn out to have changed."""
+        started = time.perf_counter()
         try:
             return self._runner.advance(count)
         except CompileError as reason:
             self._fall_back(reason)
             return self._runner.advance(count)
+        finally:
+            self._step_seconds += time.perf_counter() - started
+
+    def finish(self) -> None:
+        """Look once more whether the programs are still those that were captured."""
+        if self._graphs is None or self._mode == "eager":
+            return
+        try:
+            self._graphs.check(self._eager.stream.look())
+        except CompileError as reason:
+            self._reason = f"its last steps may be wrong, since {reason}"
+            self._tell(f"{self._mode}, but {self._reason}; pass compile=False")
 
     def _capture(
         self, objective: pyro.infer.ELBO, job: Job, parameters: Mapping[str, Tensor]
@@ -151,7 +173,10 @@ class Execute:
         live = [graph.parameters[i] for i in graph.used]
         if self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
             self._eager.loss_and_grads = self._plainly
-            self._runner = BlockRunner(graphs, self._eager, stops, self._builds, self._steps)
+            always = self._wish is True
+            self._runner = BlockRunner(
+                graphs, self._eager, stops, self._builds, self._steps, always
+            )
         else:
             compiled = CapturedLoss(graphs, self._builds)
             compiled.compile(look)

@@ -18,7 +18,9 @@ def can_be_flat(parameters: Sequence[Tensor], stepper: Stepper) -> bool:
         return False
     known = (update_of(stepper.optimizer, group) for group in stepper.optimizer.param_groups)
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
-    return all(update is not None for update in known) and len(kinds) == 1
+    moved = {id(p) for group in stepper.optimizer.param_groups for p in group["params"]}
+    all_moved = all(id(parameter) in moved for parameter in parameters)
+    return all(update is not None for update in known) and len(kinds) == 1 and all_moved
 
 
 class FlatParameters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
 from ppl_vi.compilation.watching import Undo
@@ -14,6 +15,7 @@ from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
+from ppl_vi.parameters import trainable
 from ppl_vi.preparation import shapes_of
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import unchecked
@@ -67,6 +69,8 @@ class GradientGraphs:
 
     def check(self, batch: Batch) -> None:
         """Raise CompileError if the programs have changed since they were captured."""
+        if {id(p) for p in trainable().values()} != {id(p) for p in self.parameters}:
+            raise CompileError("other parameters are trainable than at the start")
         graph = self.of(batch)
         program, _ = self._program(batch)
         inputs = (*self.parameters, *batch.tensors)
@@ -97,4 +101,6 @@ class GradientGraphs:
 
 def shape_of(job: Job, batch: Batch) -> Hashable:
     """What a graph depends on besides the tensors' values."""
-    return shapes_of(job.pair(batch)), batch.size, batch.rows is None
+    leaves = tree_leaves((batch.args, batch.kwargs))
+    numbers = tuple(leaf for leaf in leaves if isinstance(leaf, float))
+    return shapes_of(job.pair(batch)), numbers, batch.size, batch.rows is None

@@ -41,8 +41,8 @@ def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor, _ in found.values())
 
 
-def with_standard_draws(graph: GraphModule) -> GraphModule:
-    """The graph with standard Normal draws made at once, not into a tensor made before and copied."""
+def with_own_draws(graph: GraphModule) -> GraphModule:
+    """The graph with draws that a compiler leaves as they are, and makes at once."""
     nodes: Any = graph.graph
     for node in nodes.find_nodes(op="call_function", target=aten.normal_functional.default):
         if tuple(node.args[1:]) in ((), (0.0,), (0.0, 1.0), (0, 1)) and not node.kwargs:
@@ -53,9 +53,21 @@ def with_standard_draws(graph: GraphModule) -> GraphModule:
             drawn.meta["val"] = value
             node.replace_all_uses_with(drawn)
             nodes.erase_node(node)
+    for node in nodes.find_nodes(op="call_function", target=aten.bernoulli.p):
+        if not node.kwargs:  # dropout; the inductor would draw it in another way than torch
+            node.target = torch.ops.ppl_vi.bernoulli.default
     nodes.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+_LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
+_LIBRARY.define(
+    "bernoulli(Tensor like, float p=0.5) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("bernoulli", lambda like, p=0.5: torch.empty_like(like).bernoulli_(p), _device)
+_LIBRARY.impl("bernoulli", lambda like, p=0.5: torch.empty_like(like), "Meta")
 
 
 def without_checks(graph: GraphModule) -> GraphModule:
@@ -97,4 +109,4 @@ def functional(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModul
             node.replace_all_uses_with(node.args[1])
             made.graph.erase_node(node)
     output.args = ([*output.args[0], *changed.values()],)
-    return with_standard_draws(made), tuple(changed)
+    return with_own_draws(made), tuple(changed)

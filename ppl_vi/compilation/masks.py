@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vi.errors import CompileError
+
 aten = torch.ops.aten
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
@@ -39,13 +41,33 @@ def without_constant_masks(graph: GraphModule) -> GraphModule:
     return graph
 
 
+def refuse_unknown_shapes(graph: GraphModule) -> None:
+    """Raise a CompileError where how many elements there are depends on their values."""
+    for node in graph.graph.nodes:
+        call: Any = node.target
+        if node.op != "call_function" or not isinstance(call, torch._ops.OpOverload):
+            continue
+        if call is aten.index.Tensor:
+            unknown = any(isinstance(i, Node) and _dtype(i) == torch.bool for i in node.args[1])
+        else:
+            unknown = torch.Tag.dynamic_output_shape in call.tags
+        if unknown:
+            raise CompileError(
+                f"the program picks elements by a condition on their values, as x[x > 0] does "
+                f"({call}), so that shapes change from step to step; torch.where keeps them"
+            )
+
+
+def _dtype(node: Node) -> Any:
+    value = node.meta.get("val", node.meta.get("tensor_meta"))
+    return getattr(value, "dtype", None)
+
+
 def _constant(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
     """The value of a node that depends on no input and no draw; ``None`` for all others."""
     if node not in known:
         known[node] = None
-        if node.op == "get_attr":
-            known[node] = getattr(graph, str(node.target))
-        elif node.op == "call_function" and _pure(node):
+        if node.op == "call_function" and _pure(node):
             given = {other: _constant(graph, other, known) for other in node.all_input_nodes}
             if all(value is not None for value in given.values()):
                 call: Any = node.target

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,11 @@ def _choice(key: str, a_shape: Any, a_stride: Any, b_shape: Any, b_stride: Any, 
         ours = lambda: torch.ops.ppl_vi.product(a, b)  # noqa: E731
         faster = _seconds(ours, lambda: torch.mm(a, b)) < _MARGIN
         known = {**_read(file), key: faster}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(known, indent=0))
-        written.replace(file)
+        with suppress(OSError):  # then it is measured again in the next process
+            file.parent.mkdir(parents=True, exist_ok=True)
+            written = file.with_suffix(f".{os.getpid()}")
+            written.write_text(json.dumps(known, indent=0))
+            written.replace(file)
     return bool(known[key])
 
 

@@ -70,8 +70,10 @@ class AdamUpdate(Update):
             flat = flat * (1 - rate * decay).to(flat.dtype)
         elif decay:
             gradient = gradient + decay * flat
-        moved = adam(gradient, *states, updates, options["betas"], options["eps"])
-        direction, first, second = moved
+        first, second = states
+        direction, first, second = adam(
+            gradient, first, second, updates, options["betas"], options["eps"]
+        )
         return flat - rate.to(flat.dtype) * direction, [first, second]
 
 

@@ -11,6 +11,7 @@ import io
 import linecache
 import random
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -76,9 +77,14 @@ class _Escapes(TorchFunctionMode):
 
 
 class _Silence(io.TextIOBase):
-    """A standard output that nobody may print to."""
+    """A standard output that the capturing thread may not print to."""
+
+    def __init__(self) -> None:
+        self._thread, self._usual = threading.get_ident(), sys.stdout
 
     def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return self._usual.write(text)
         raise CompileError(f"{_user_line(sys._getframe(1))} prints")
 
 
@@ -105,7 +111,8 @@ class Undo(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for tensor, value in self._kept.values():
+            # The latest first: a view may have been kept after the tensor that it is a view of.
+            for tensor, value in reversed(list(self._kept.values())):
                 tensor.copy_(value)
 
 

@@ -141,7 +141,8 @@ def bench(
         try:
             with pyro.get_param_store().scope() as start:
                 job, structure = _prepared(model, guide, source, data_plate)
-            with pyro.get_param_store().scope(_current(start, job)), threads_for(structure):
+            pair = job.usual_pair()
+            with pyro.get_param_store().scope(_current(start, job)), threads_for(structure, pair):
                 used = {n: p for n, p in trainable().items() if n in start["params"]}
                 if not used:
                     raise GuideError(

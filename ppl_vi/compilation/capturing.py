@@ -65,10 +65,9 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
         # Traced on the very tensors that the program holds, so that its parameters are inputs.
         graph = make_fx(lambda *_: program(), _DECLARED, tracing_mode="real")(*inputs)
     graph = without_constant_masks(without_checks(graph))
+    graph.graph.eliminate_dead_code()
     refuse_unknown_shapes(graph)
     held = lift_tensors(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
     captured = Captured(graph, tuple(inputs), held)
     for _ in range(_CHECKS):
         check_same(captured, program)

@@ -54,7 +54,8 @@ class Recommendation(dict[str, Estimator]):
         table: the measurements, as ``gradient_variance`` gives them, by ``"site: estimator"``.
 
     Example:
-        >>> from ppl_vi import Recommendation
+        >>> import pandas as pd
+        >>> from ppl_vi import Enumerate, Recommendation
         >>> Recommendation({"z": Enumerate()}, {"z": "Enumerate(): no noise."}, pd.DataFrame())
         site  estimator    reason
         z     Enumerate()  Enumerate(): no noise.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -55,7 +57,9 @@ def make_stepper(
             f"optimizer: pass a torch.optim class, a function from parameters to an optimizer or "
             f"scheduler, or a Pyro optimizer; not {type(optimizer).__name__!r} itself."
         )
-    made = (optimizer or (lambda tensors: _default(tensors, steps)))(list(parameters.values()))
+    make = optimizer or (lambda tensors: _default(tensors, steps))
+    with _without_compiler():
+        made = make(list(parameters.values()))
     if not isinstance(made, (Optimizer, LRScheduler)):
         raise TypeError(
             f"optimizer: the function should return a torch optimizer or scheduler, but returned "
@@ -67,6 +71,24 @@ def make_stepper(
             "Use torch.optim.Adam, or leave optimizer out."
         )
     return TorchStepper(made, parameters)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Make optimizers without loading torch's compiler.
+
+    torch loads it, which takes a second, in order to hide the making of optimizers from it. Where it
+    is not there, there is nothing to hide from.
+    """
+    add_group: Any = getattr(Optimizer.add_param_group, "__wrapped__", None)
+    if add_group is None or "torch._dynamo" in sys.modules:
+        yield
+        return
+    add_group.__dynamo_disable = add_group
+    try:
+        yield
+    finally:
+        del add_group.__dynamo_disable
 
 
 def _default(parameters: list[Tensor], steps: int) -> LRScheduler:

@@ -1,11 +1,10 @@
-"""Take the steps of a fit in compiled blocks."""
+"""Take the steps of a fit in blocks, compiled or one operation after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from ppl_vi.compilation.building import Builds, Compiled, cache_folder
-from ppl_vi.compilation.capturing import repeatable_draws
-from ppl_vi.compilation.costs import repays
+from ppl_vi.compilation.capturing import Captured, repeatable_draws
 from ppl_vi.compilation.flat import FlatParameters
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
 from ppl_vi.compilation.products import with_fast_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
+from ppl_vi.observing import memory_of
 from ppl_vi.optimization import Stepper, TorchStepper
 from ppl_vi.runners import EagerRunner, Taken
 from ppl_vi.streaming import Stream
@@ -29,7 +28,7 @@ BLOCK = 100
 """Steps in a block. A block begins at every multiple of it, wherever a run is cut."""
 
 _CLOSE = 1e-3
-_LATER = 4
+_LATER = 10
 """A check costs as much as hundreds of compiled steps, so they become rare."""
 
 
@@ -66,15 +65,14 @@ class _Shape:
 
 
 class BlockRunner:
-    """Takes steps by compiled blocks, on data in memory.
+    """Takes captured steps in blocks, on data in memory.
 
     Args:
         graphs: captures loss and gradients.
         eager: takes single steps, from the same batches and with the same optimizer.
         stops: whether a number that is not finite ends the fit.
-        builds: compiles, and counts.
-        steps: how many are planned, over all restarts.
-        always: whether to compile for batches of every size, and not just where that repays.
+        builds: compiles, and counts; ``None`` to take one operation after the other.
+        worth: whether to compile a graph for that part of all batches which have its size.
 
     Raises:
         CompileError: the programs, the optimizer or the compiler do not allow it.
@@ -87,14 +85,14 @@ class BlockRunner:
         graphs: GradientGraphs,
         eager: EagerRunner,
         stops: bool,
-        builds: Builds,
-        steps: int,
-        always: bool,
+        builds: Builds | None,
+        worth: Callable[[GraphModule, float], bool],
     ) -> None:
-        self._graphs, self._eager, self._builds = graphs, eager, builds
+        self._graphs, self._eager = graphs, eager
+        self._builds, self._worth = builds, worth
         self._stream: Stream = eager.stream
         self._stepper = _of_torch(eager.stepper)
-        self._skips, self._steps, self._always = not stops, steps, always
+        self._skips = not stops
         self._shapes: dict[int, _Shape] = {}
         usual = self._stream.usual()
         graph = graphs.of(self._stream.batch(usual))
@@ -102,7 +100,8 @@ class BlockRunner:
         self._flat = FlatParameters(live, self._stepper.optimizer)
         self._options = self._stepper.options()
         self._next_check = BLOCK
-        self._shapes[len(usual)] = self._compiled(self._plain(usual), usual)
+        shape = self._plain(usual)
+        self._shapes[len(usual)] = self._compiled(shape, usual, builds) if builds else shape
         for rows in self._stream.sizes():
             self._shape(rows)
 
@@ -192,9 +191,9 @@ class BlockRunner:
         if len(rows) not in self._shapes:
             shape = self._plain(rows)
             share = self._stream.share(len(rows))
-            if self._always or repays(_graph_of(shape), int(share * self._steps)):
+            if self._builds and self._worth(shape.graph.captured.graph, share):
                 with suppress(CompileError):  # its few steps then run one operation after the other
-                    shape = self._compiled(shape, rows)
+                    shape = self._compiled(shape, rows, self._builds)
             self._shapes[len(rows)] = shape
         return self._shapes[len(rows)]
 
@@ -203,43 +202,50 @@ class BlockRunner:
         if {id(graph.parameters[i]) for i in graph.used} != {id(p) for p in self._flat.live}:
             raise CompileError("the loss of another batch depends on other parameters")
         captured = graph.captured
-        inputs = (*captured.inputs, *captured.held)
-        pure, changed = functional(captured.graph, inputs)
-        pure = with_fast_products(pure, cache_folder())
         place = {id(parameter): i for i, parameter in enumerate(self._flat.live)}
         used = [place[id(p)] if i in graph.used else None for i, p in enumerate(graph.parameters)]
         tables, gathered = self._stream.tables(len(rows))
         tables = tuple(table.contiguous() for table in tables)  # compiled code knows their strides
         first = len(captured.inputs)
-        if any(number < first for number in changed):
-            raise CompileError("the program changes its parameters or its data in place")
-        moving = [*self._flat.live, *(inputs[number] for number in changed)]
-        still = [t for n, t in enumerate(inputs) if n >= first and n not in changed]
-        if not _memory(moving).isdisjoint(_memory(still)):
-            raise CompileError(
-                "the program holds a tensor that shares its memory with a parameter or a buffer, and "
-                "would not see it move (use the parameter itself, not its .data or .detach())"
-            )
+        self._refuse_shared_memory(captured)
         step = Step(
-            pure,
+            captured.pure,
             tuple(used),
             tuple(parameter.shape for parameter in self._flat.live),
             tuple(self._flat.groups),
             gathered,
             len(captured.held),
-            tuple(number - first for number in changed),
+            tuple(number - first for number in captured.changed),
             self._skips,
         )
         return _Shape(graph, step, tables)
 
-    def _compiled(self, shape: _Shape, rows: Tensor) -> _Shape:
-        # Copies: what a loop is traced on may not share memory, which the program's tensors may.
-        carried, fixed = (
-            tree_map(torch.clone, tensors)
-            for tensors in self._block(shape, [rows], [self._stepper.now()])
-        )
-        inputs = [*tree_leaves(carried), *tree_leaves(fixed)]
-        compiled = self._builds.build(looped(shape.step, carried, fixed), inputs)
+    def _refuse_shared_memory(self, captured: Captured) -> None:
+        """Raise CompileError where a change of one tensor would be a change of another."""
+        if any(number < len(captured.inputs) for number in captured.changed):
+            raise CompileError("the program changes its parameters or its data in place")
+        first = len(captured.inputs)
+        changed = [captured.tensors[number] for number in captured.changed]
+        others = [t for n, t in enumerate(captured.held, first) if n not in captured.changed]
+        shared = _memory([*self._flat.live, *changed]) & _memory(others)
+        if shared or len(_memory(changed)) < len(changed):
+            raise CompileError(
+                "the program holds a tensor that shares its memory with a parameter or a buffer, and "
+                "would not see it move (use the parameter itself, not its .data or .detach())"
+            )
+
+    def _compiled(self, shape: _Shape, rows: Tensor, builds: Builds) -> _Shape:
+        captured = shape.graph.captured
+        graph = with_fast_products(captured.graph, cache_folder())
+        tensors = self._block(shape, [rows], [self._stepper.now()])
+
+        def loop() -> GraphModule:
+            # Copies: what a loop is traced on may not share memory, which the program's tensors may.
+            carried, fixed = (tree_map(torch.clone, each) for each in tensors)
+            step = replace(shape.step, graph=functional(graph, captured.tensors, captured.changed))
+            return looped(step, carried, fixed)
+
+        compiled = builds.build(f"{graph.code}{shape.step}", loop, tree_leaves(tensors))
         shape = replace(shape, compiled=compiled)
         self._check_compiler(shape, rows)
         return shape
@@ -273,10 +279,4 @@ def _of_torch(stepper: Stepper) -> TorchStepper:
 
 
 def _memory(tensors: Sequence[Tensor]) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
-
-
-def _graph_of(shape: _Shape) -> GraphModule:
-    graph: Any = shape.step.graph
-    made: GraphModule = graph
-    return made
+    return {memory_of(tensor) for tensor in tensors if tensor.numel()}

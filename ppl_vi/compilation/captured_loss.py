@@ -49,16 +49,15 @@ class CapturedLoss:
             graph.parameters[number].grad = gradient
         return loss.item()
 
-    def compile(self, batch: Batch) -> _CompiledGraph:
-        """The library for batches of this shape.
+    def prepare(self, batch: Batch) -> None:
+        """Compile for batches of this shape, if at all.
 
         Raises:
             CompileError: the programs or the machine do not allow it.
         """
         graph = self._graphs.of(batch)
-        if id(graph) not in self._compiled:
-            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds or Builds())
-        return self._compiled[id(graph)]
+        if self._builds is not None:
+            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds)
 
 
 class _CompiledGraph:
@@ -66,10 +65,13 @@ class _CompiledGraph:
 
     def __init__(self, graph: GradientGraph, builds: Builds) -> None:
         captured = graph.captured
-        inputs = (*captured.inputs, *captured.held)
-        pure, self._changed = functional(captured.graph, inputs)
-        self._held = captured.held
-        self._run: Compiled = builds.build(pure, _plain(inputs))
+        tensors = _plain(captured.tensors)
+        self._held, self._changed = captured.held, captured.changed
+        self._run: Compiled = builds.build(
+            captured.graph.code,
+            lambda: functional(captured.graph, tensors, captured.changed),
+            tensors,
+        )
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         every = (*inputs, *self._held)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.compilation.graphs import declared_batch_norm, lift_tensors, without_checks
+from ppl_vi.compilation.graphs import lift_tensors, without_checks
 from ppl_vi.compilation.masks import refuse_unknown_shapes, without_constant_masks
+from ppl_vi.compilation.recording import record
+from ppl_vi.compilation.simplifying import simplified
 from ppl_vi.compilation.watching import Undo, watched
 from ppl_vi.errors import CompileError
+from ppl_vi.observing import memory_of
 from ppl_vi.randomness import forked_rng
 
 Program = Callable[[], tuple[Tensor, ...]]
@@ -21,7 +24,6 @@ Program = Callable[[], tuple[Tensor, ...]]
 
 _CHECKS = 2
 _CLOSE = 1e-4
-_DECLARED = {torch.ops.aten.native_batch_norm.default: declared_batch_norm}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +36,32 @@ class Captured:
         inputs: the tensors that the graph is a function of.
         held: other tensors of the program: buffers, closed-over constants, states. They are the
             program's own, so a later change of one is seen.
+        changed: numbers of those among inputs and held that the program changes.
     """
 
     graph: GraphModule
     inputs: tuple[Tensor, ...]
     held: tuple[Tensor, ...]
+    changed: tuple[int, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the operations one by one, on other inputs of the same shapes."""
         with torch.no_grad():
             outputs: tuple[Tensor, ...] = tuple(self.graph(*inputs, *self.held))
         return outputs
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the graph is called with."""
+        return *self.inputs, *self.held
+
+    def pure(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the operations on copies of what they change; the new values are the last outputs."""
+        own = list(tensors)
+        for number in self.changed:
+            own[number] = own[number].clone()
+        with torch.no_grad():
+            return (*self.graph(*own), *(own[number] for number in self.changed))
 
 
 def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
@@ -59,16 +76,16 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     Raises:
         CompileError: the program does what a graph cannot repeat.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     with forked_rng(), Undo(), watched():
-        # Traced on the very tensors that the program holds, so that its parameters are inputs.
-        graph = make_fx(lambda *_: program(), _DECLARED, tracing_mode="real")(*inputs)
-    graph = without_constant_masks(without_checks(graph))
+        # Recorded on the very tensors that the program holds, so that its parameters are inputs.
+        graph, written = record(program, inputs)
+    graph = without_constant_masks(without_checks(simplified(graph, written)))
     graph.graph.eliminate_dead_code()
     refuse_unknown_shapes(graph)
     held = lift_tensors(graph)
-    captured = Captured(graph, tuple(inputs), held)
+    every = (*inputs, *held)
+    changed = tuple(number for number, tensor in enumerate(every) if memory_of(tensor) in written)
+    captured = Captured(graph, tuple(inputs), held, changed)
     for _ in range(_CHECKS):
         check_same(captured, program)
     return captured

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pyro.infer
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ppl_vi.compilation.blocks import BlockRunner
 from ppl_vi.compilation.building import Builds
@@ -16,8 +17,6 @@ from ppl_vi.compilation.captured_loss import CapturedLoss
 from ppl_vi.compilation.costs import FEW_STEPS, compile_seconds, repays
 from ppl_vi.compilation.flat import can_be_flat
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
-from ppl_vi.compilation.graphs import functional
-from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
@@ -151,47 +150,42 @@ class Execute:
         return GradientGraphs(objective, job, parameters)
 
     def _choose(self, graphs: GradientGraphs, stops: bool) -> None:
-        look = self._eager.stream.look()
-        graph = graphs.of(look)
-        self._mode = "captured"
-        self._eager.loss_and_grads = CapturedLoss(graphs)
-        if not self._is_worth(graph):
-            return
+        """Capture the step, and compile it if that is wished or repays."""
+        graph = graphs.of(self._eager.stream.look())
+        builds = self._builds if self._is_worth(graph.captured.graph) else None
         try:
-            self._compile(graphs, graph, look, stops)
-            self._mode = "compiled"
+            self._take(graphs, graph, stops, builds)
         except CompileError as reason:
-            if self._wish is True:
+            if self._wish is True or builds is None:
                 raise
             self._tell(f"not compiled, since {reason}")
             self._reason = str(reason)
+            self._take(graphs, graph, stops, None)
 
-    def _compile(
-        self, graphs: GradientGraphs, graph: GradientGraph, look: Batch, stops: bool
+    def _take(
+        self, graphs: GradientGraphs, graph: GradientGraph, stops: bool, builds: Builds | None
     ) -> None:
-        """Compile whole blocks of steps, or else the loss alone."""
+        """Take whole blocks of steps, or else the loss alone."""
         live = [graph.parameters[i] for i in graph.used]
         if self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
-            self._eager.loss_and_grads = self._plainly
-            always = self._wish is True
-            self._runner = BlockRunner(
-                graphs, self._eager, stops, self._builds, self._steps, always
-            )
+            self._runner = BlockRunner(graphs, self._eager, stops, builds, self._repays)
         else:
-            compiled = CapturedLoss(graphs, self._builds)
-            compiled.compile(look)
-            self._eager.loss_and_grads = compiled
+            loss = CapturedLoss(graphs, builds)
+            loss.prepare(self._eager.stream.look())
+            self._eager.loss_and_grads = loss
+        self._mode = "compiled" if builds else "captured"
 
-    def _is_worth(self, graph: GradientGraph) -> bool:
+    def _is_worth(self, graph: GraphModule) -> bool:
         """Whether to compile; says how long it will take, or why not."""
-        captured = graph.captured
-        pure, _ = functional(captured.graph, (*captured.inputs, *captured.held))
-        seconds = compile_seconds(pure)
-        if self._wish is True or repays(pure, self._steps):
+        seconds = compile_seconds(graph)
+        if self._repays(graph):
             self._tell(f"compiling the step (about {seconds:.0f} s, less if done before)")
             return True
         self._reason = f"{self._steps} steps do not repay about {seconds:.0f} s of compiling"
         return False
+
+    def _repays(self, graph: GraphModule, share: float = 1.0) -> bool:
+        return self._wish is True or repays(graph, int(share * self._steps))
 
     def _fall_back(self, reason: CompileError) -> None:
         if self._wish is True:

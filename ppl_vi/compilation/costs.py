@@ -16,7 +16,7 @@ _SECONDS_PER_ELEMENT = 0.5e-9
 _FUSED_AWAY = 0.6
 """The part of the work on elements that a fused kernel saves."""
 _COMPILER_START, _COMPILER_PER_OPERATION = 6.0, 0.02
-FEW_STEPS = 500
+FEW_STEPS = 100
 """Fewer steps than these do not repay the look at the program."""
 
 

@@ -12,14 +12,6 @@ from torch.fx import GraphModule, Node
 aten = torch.ops.aten
 
 
-def declared_batch_norm(*args: Any) -> Any:
-    """``aten.native_batch_norm``, by the operation that declares its changes in place."""
-    tensor, weight, bias, mean, _, *options = args
-    if mean is None:
-        return aten._native_batch_norm_legit.no_stats(tensor, weight, bias, *options)
-    return aten._native_batch_norm_legit.default(*args)
-
-
 def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
     """Turn the tensors that a graph holds into its last inputs, and return them.
 
@@ -84,16 +76,16 @@ def without_checks(graph: GraphModule) -> GraphModule:
             nan = nodes.call_function(aten.full_like.default, (first, float("nan")))
             told = nodes.call_function(aten.where.self, (wrong, nan, first))
             output.args = ([told, *others],)
-    graph.recompile()
     return graph
 
 
-def functional(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, tuple[int, ...]]:
+def functional(graph: GraphModule, inputs: Sequence[Tensor], changed: Sequence[int]) -> GraphModule:
     """The graph without changes in place.
 
-    Returns:
-        The graph, which gives the new values of the inputs that it used to change as its last
-        outputs; and the numbers of these inputs.
+    Args:
+        graph: may change its inputs.
+        inputs: as it is called with.
+        changed: numbers of the inputs whose new values are to be its last outputs.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -102,11 +94,12 @@ def functional(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModul
     made = make_fx(torch.func.functionalize(graph), tracing_mode="fake")(*plain)
     placeholders = [node for node in made.graph.nodes if node.op == "placeholder"]
     (output,) = [node for node in made.graph.nodes if node.op == "output"]
-    changed: dict[int, Any] = {}
+    new: dict[Node, Any] = {}
     for node in list(made.graph.nodes):
         if node.target is aten.copy_.default and node.args[0] in placeholders:
-            changed[placeholders.index(node.args[0])] = node.args[1]
+            new[node.args[0]] = node.args[1]
             node.replace_all_uses_with(node.args[1])
             made.graph.erase_node(node)
-    output.args = ([*output.args[0], *changed.values()],)
-    return with_own_draws(made), tuple(changed)
+    values = [new.get(placeholders[number], placeholders[number]) for number in changed]
+    output.args = ([*output.args[0], *values],)
+    return with_own_draws(made)

@@ -7,6 +7,7 @@ repeats with its seed.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
@@ -41,15 +42,16 @@ _LIBRARY.impl("product", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta
 
 
 def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
-    """The graph with large products of float32 matrices by the faster library.
+    """A graph that takes large products of float32 matrices by the faster library.
 
     Args:
-        graph: with the shapes of its operations.
+        graph: with the shapes of its operations; it stays as it is.
         folder: where the choice for each shape is kept.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not any(map(_is_product, graph.graph.nodes)):
         return graph
-    nodes = graph.graph
+    graph = copy.deepcopy(graph)
+    nodes: Any = graph.graph
     for node in list(nodes.nodes):
         if node.target is aten.addmm.default and not node.kwargs:
             bias, *factors = node.args
@@ -66,6 +68,10 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
     return graph
 
 
+def _is_product(node: Node) -> bool:
+    return node.target in (aten.addmm.default, aten.mm.default)
+
+
 def _is_faster(factors: list[Any], folder: Path) -> bool:
     a, b = (factor.meta["val"] for factor in factors)
     if a.dtype != torch.float32 or a.device.type != "cpu":
@@ -73,8 +79,8 @@ def _is_faster(factors: list[Any], folder: Path) -> bool:
     if a.shape[0] * a.shape[1] * b.shape[1] < _LEAST_WORK:
         return False
     threads = torch.get_num_threads()
-    key = f"{tuple(a.shape)}{a.stride()} {tuple(b.shape)}{b.stride()} {threads} {torch.__version__}"
-    return _choice(key, a.shape, a.stride(), b.shape, b.stride(), folder / "products.json")
+    key = f"{tuple(a.shape)}{a.strides} {tuple(b.shape)}{b.strides} {threads} {torch.__version__}"
+    return _choice(key, a.shape, a.strides, b.shape, b.strides, folder / "products.json")
 
 
 @cache

@@ -8,7 +8,7 @@ a single call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ class Step:
             and whoever runs the block goes back to the step before.
     """
 
-    graph: Callable[..., Any]
+    graph: Callable[..., Any] = field(repr=False)
     parameters: tuple[int | None, ...]
     shapes: tuple[torch.Size, ...]
     groups: tuple[tuple[int, Update], ...]

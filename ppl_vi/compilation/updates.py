@@ -71,10 +71,10 @@ class AdamUpdate(Update):
         elif decay:
             gradient = gradient + decay * flat
         first, second = states
-        direction, first, second = adam(
-            gradient, first, second, updates, options["betas"], options["eps"]
+        step, first, second = adam(
+            gradient, first, second, updates, rate, options["betas"], options["eps"]
         )
-        return flat - rate.to(flat.dtype) * direction, [first, second]
+        return flat - step, [first, second]
 
 
 class MomentumUpdate(Update):

@@ -24,9 +24,9 @@ import pyro
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vi.errors import CompileError, GuideError, ModelError
+from ppl_vi.observing import Observer, written
 
 _ENGINE = tuple(
     str(Path(module.__file__ or "").parent) for module in (torch, pyro, np, sys.modules["ppl_vi"])
@@ -62,17 +62,10 @@ def watched() -> Iterator[None]:
         raise CompileError("the program draws from NumPy's random generator, outside torch")
 
 
-_UNDECLARED = dict.fromkeys(
-    (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default),
-    ("running_mean", "running_var"),
-)
-"""What torch's declarations of these operations keep to themselves: that they change buffers."""
-
-
 class _Escapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ESCAPES:
-            raise CompileError(f"{_user_line(sys._getframe(1))} {_ESCAPES[func]}")
+            raise CompileError(f"{user_line(sys._getframe(1))} {_ESCAPES[func]}")
         return func(*args, **(kwargs or {}))
 
 
@@ -85,28 +78,25 @@ class _Silence(io.TextIOBase):
     def write(self, text: str) -> int:
         if threading.get_ident() != self._thread:
             return self._usual.write(text)
-        raise CompileError(f"{_user_line(sys._getframe(1))} prints")
+        raise CompileError(f"{user_line(sys._getframe(1))} prints")
 
 
-class Undo(TorchDispatchMode):
+class Undo(Observer):
     """Undo the changes in place that a block makes to tensors from outside it."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for position, declared in enumerate(func._schema.arguments):
-            writes = declared.alias_info is not None and declared.alias_info.is_write
-            if writes or (func in _UNDECLARED and declared.name in _UNDECLARED[func]):
-                self._keep(args[position] if position < len(args) else kwargs.get(declared.name))
+        for tensor in (*written(func, args, kwargs), *_undeclared(func, args, kwargs)):
+            self._keep(tensor)
         return func(*args, **kwargs)
 
-    def _keep(self, given: Any) -> None:
-        for tensor in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(tensor, Tensor) and id(tensor) not in self._kept:
-                self._kept[id(tensor)] = tensor, tensor.detach().clone()
+    def _keep(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._kept:
+            self._kept[id(tensor)] = tensor, tensor.detach().clone()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
@@ -116,14 +106,24 @@ class Undo(TorchDispatchMode):
                 tensor.copy_(value)
 
 
+_UNDECLARED = (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default)
+
+
+def _undeclared(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The buffers that operations change without declaring it."""
+    if func not in _UNDECLARED:
+        return []
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    buffers = [given.get(name) for name in ("running_mean", "running_var")]
+    return [buffer for buffer in buffers if isinstance(buffer, Tensor)]
+
+
 def _reason(error: BaseException) -> str:
     """Why the capture failed: the line of the program, the site, and what torch said."""
     cause = _first_cause(error)
     said = str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else ""
-    if "data-dependent" in str(cause) or "_local_scalar_dense" in str(cause):
-        said = "turns a tensor into a Python number (.item(), bool(), if, float())"
-    else:
-        said = f"cannot be captured ({type(cause).__name__}: {said})"
+    said = f"cannot be captured ({type(cause).__name__}: {said})"
     line = _line_of(cause.__traceback__) or _line_of(error.__traceback__)
     if line:
         return f"{line} {said}"
@@ -145,7 +145,7 @@ def _line_of(trace: TracebackType | None) -> str:
     return _described(frames[-1], numbers[id(frames[-1])]) if frames else ""
 
 
-def _user_line(frame: FrameType | None) -> str:
+def user_line(frame: FrameType | None) -> str:
     """The user's line that called, directly or not, what runs in the frame."""
     while frame is not None and not _is_users(frame.f_code.co_filename):
         frame = frame.f_back

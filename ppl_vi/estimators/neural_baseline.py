@@ -107,8 +107,8 @@ class Learner(nn.Module):
             for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
                 if gradient is not None:
                     moments = getattr(self, f"first_{number}"), getattr(self, f"second_{number}")
-                    direction, *moved = adam(gradient, *moments, self.updates)
-                    new = (parameter - self._rate * direction, *moved)
+                    step, *moved = adam(gradient, *moments, self.updates, self._rate)
+                    new = (parameter - step, *moved)
                     for tensor, value in zip((parameter, *moments), new, strict=True):
                         tensor.copy_(torch.where(known, value, tensor))
             self.updates.add_(known)

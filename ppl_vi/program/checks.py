@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta, MaskedDistribution, Unit
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -159,8 +160,8 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
         transform = biject_to(support)
     except NotImplementedError:
         return []
-    unconstrained = torch.zeros(transform.inverse_shape(value.shape), dtype=value.dtype)
-    return [transform(unconstrained + shift).to(value.device) for shift in (-4.0, 4.0)]
+    unconstrained = torch.zeros_like(transform.inv(value.detach()))  # for its shape
+    return [transform(unconstrained + shift) for shift in (-4.0, 4.0)]
 
 
 def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:
@@ -183,8 +184,8 @@ def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:
 
 def _broadcasts_to(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     try:
-        return tuple(torch.broadcast_shapes(found, expected)) == expected
-    except RuntimeError:
+        return tuple(broadcast_shape(found, expected)) == expected
+    except ValueError:
         return False
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import Independent
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import broadcast_shape, sum_rightmost
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -136,11 +136,11 @@ def divergence(one: Any, other: Any) -> Tensor:
             raise NotImplementedError
         shapes = one.base_dist.batch_shape, other.base_dist.batch_shape
         parts = divergence(one.base_dist, other.base_dist)
-        whole: Tensor = sum_rightmost(parts.expand(torch.broadcast_shapes(*shapes)), dims)
+        whole: Tensor = sum_rightmost(parts.expand(broadcast_shape(*shapes)), dims)
         return whole
     if not (_steady(unexpanded(one)) and _steady(unexpanded(other))):
         raise NotImplementedError
-    shape = torch.broadcast_shapes(one.batch_shape, other.batch_shape)
+    shape = broadcast_shape(one.batch_shape, other.batch_shape)
     # Some of torch's divergences do not broadcast.
     found: Tensor = kl_divergence(*(unexpanded(unexpanded(d).expand(shape)) for d in (one, other)))
     return found.expand(shape)

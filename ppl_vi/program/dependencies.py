@@ -18,9 +18,9 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ppl_vi.observing import Observer, memory_of, written
 from ppl_vi.program.layout import unmasked
 from ppl_vi.program.messengers import Draw
 from ppl_vi.program.run import Factor, Run, run
@@ -103,11 +103,11 @@ def _track(
     return reached, {key(factor): factor.plates for factor in traced.factors}
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(Observer):
     """Remember which latents each piece of memory depends on."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._origins: dict[int, frozenset[str]] = {}
         self._alive: list[Any] = []  # a freed storage's address could come back as another's
         self._escaped: frozenset[str] = frozenset()
@@ -125,7 +125,7 @@ class Tracker(TorchDispatchMode):
         """The latents that the tensor depends on."""
         if tensor.layout != torch.strided:
             return self._escaped
-        return self._origins.get(tensor.untyped_storage()._cdata, frozenset()) | self._escaped
+        return self._origins.get(memory_of(tensor), frozenset()) | self._escaped
 
     def _record(self, tensor: Tensor, origins: frozenset[str]) -> None:
         if tensor.layout != torch.strided:
@@ -146,7 +146,7 @@ class Tracker(TorchDispatchMode):
             self._escaped |= origins
         for tensor in _deciding_on_shape(func, inputs):
             self._escaped |= self.origins(tensor)
-        for tensor in (*_written(func, args, kwargs), *outputs):
+        for tensor in (*written(func, args, kwargs), *outputs):
             if isinstance(tensor, Tensor):
                 self._record(tensor, self.origins(tensor) | origins)
         return result
@@ -157,14 +157,6 @@ def _deciding_on_shape(func: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     if func is torch.ops.aten.index.Tensor:
         return [index for index in inputs[1:] if index.dtype in (torch.bool, torch.uint8)]
     return list(inputs) if torch.Tag.dynamic_output_shape in func.tags else []
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The arguments that the operation writes into."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    writes = [a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
-    return [leaf for name in writes for leaf in tree_leaves(given.get(name))]
 
 
 @contextmanager

@@ -1,0 +1,194 @@
+"""Write down the tensor operations of a program while it runs.
+
+torch's own tracers load its compiler first, which takes longer than many a fit. What a program does to
+tensors is seen below its Python code, gradients included, so that a list of operations is enough.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ppl_vi.compilation.watching import user_line
+from ppl_vi.errors import CompileError
+from ppl_vi.observing import Observer, memory_of, written
+
+aten = torch.ops.aten
+
+
+class Kind(NamedTuple):
+    """What is known of a tensor without its values, in ``node.meta["val"]``."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    memory: int
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Kind:
+        """The kind of a tensor."""
+        own = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        return cls(*own, memory_of(tensor), int(tensor.storage_offset()))
+
+    def like(self, other: Kind) -> bool:
+        """Whether both are laid out in the same way."""
+        return self[:4] == other[:4]
+
+
+class Recorded(NamedTuple):
+    """A program's operations.
+
+    Attributes:
+        graph: called with the inputs, it does what the program did; other tensors are attributes.
+        written: addresses of the memory that the program changes.
+    """
+
+    graph: GraphModule
+    written: frozenset[int]
+
+
+def record(program: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
+    """Run a program and write down its operations.
+
+    Args:
+        program: uses the inputs by identity.
+        inputs: become the inputs of the graph.
+
+    Raises:
+        CompileError: the program turns a tensor into a Python value, or has a random generator of
+            its own.
+    """
+    recorder = _Recorder(inputs)
+    with recorder:
+        outputs = program()
+    return recorder.finished(outputs)
+
+
+class _Recorder(Observer):
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._graph, self._held = Graph(), torch.nn.Module()
+        self._nodes = WeakTensorKeyDictionary()
+        self._numbers = count()
+        self._written: set[int] = set()
+        self._constant: set[int] = set()
+        self._outside = {memory_of(tensor) for tensor in inputs}
+        for number, tensor in enumerate(inputs):
+            self._told(tensor, self._graph.placeholder(f"input_{number}"))
+
+    def finished(self, outputs: Sequence[Tensor]) -> Recorded:
+        """The graph that ends with these outputs."""
+        self._graph.output(tuple(self._node(tensor) for tensor in outputs))
+        return Recorded(GraphModule(self._held, self._graph), frozenset(self._written))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten.native_batch_norm.default:
+            func, args = declared_batch_norm(*args)
+        given = _tensors((args, kwargs))
+        for tensor in given:
+            self._meet(tensor)
+        constant = self._is_constant(func, given)
+        if torch.Tag.data_dependent_output in func.tags:
+            if constant:
+                return func(*args, **kwargs)  # known before the first step
+            line = user_line(sys._getframe(1))
+            raise CompileError(
+                f"{line} turns a tensor into a Python number (.item(), bool(), if, float())"
+            )
+        node = self._written_down(func, args, kwargs)
+        found = func(*args, **kwargs)
+        # Whether it is its first argument, seen in the same way; told by memory, so now or never.
+        node.meta["given_back"] = _kind(found) is not None and _kind(found) == _kind(*args[:1])
+        self._note_changes(written(func, args, kwargs), constant)
+        for tensor, own in _outputs(self._graph, node, found):
+            self._told(tensor, own)
+            memory = memory_of(tensor)
+            if memory not in self._outside:
+                self._mark(memory, constant)
+        return found
+
+    def _written_down(self, func: Any, args: Any, kwargs: Any) -> Node:
+        # A tensor made from Python numbers must be a new one each time: it may be changed in place.
+        target = aten.lift_fresh_copy.default if func is aten.lift_fresh.default else func
+        args, kwargs = map_aggregate((args, kwargs), self._node)
+        return self._graph.call_function(target, args, kwargs)
+
+    def _node(self, value: Any) -> Any:
+        """The node that gives a tensor; one from outside the program becomes an attribute."""
+        if isinstance(value, torch.Generator):
+            raise CompileError("the program draws from a random generator of its own")
+        if not isinstance(value, Tensor):
+            return value
+        if value not in self._nodes:
+            name = f"held_{next(self._numbers)}"
+            setattr(self._held, name, value)
+            self._told(value, self._graph.get_attr(name))
+        return self._nodes[value]
+
+    def _meet(self, tensor: Tensor) -> None:
+        """Take a tensor from outside for constant until the program changes it."""
+        memory = memory_of(tensor)
+        if tensor not in self._nodes and memory not in self._outside:
+            self._outside.add(memory)
+            self._constant.add(memory)
+
+    def _told(self, tensor: Tensor, node: Node) -> None:
+        node.meta["val"] = Kind.of(tensor)
+        self._nodes[tensor] = node
+
+    def _is_constant(self, func: Any, given: Sequence[Tensor]) -> bool:
+        """Whether a result is the same in each run, since it is made of nothing that moves."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return False
+        return all(memory_of(tensor) in self._constant for tensor in given)
+
+    def _note_changes(self, changed: Sequence[Tensor], constant: bool) -> None:
+        for memory in map(memory_of, changed):
+            self._written.add(memory)
+            self._mark(memory, constant and memory not in self._outside)
+
+    def _mark(self, memory: int, constant: bool) -> None:
+        (self._constant.add if constant else self._constant.discard)(memory)
+
+
+def declared_batch_norm(*args: Any) -> tuple[Any, tuple[Any, ...]]:
+    """``aten.native_batch_norm``, by the operation that declares its changes in place."""
+    tensor, weight, bias, mean, _, *options = args
+    if mean is None:
+        return aten._native_batch_norm_legit.no_stats, (tensor, weight, bias, *options)
+    return aten._native_batch_norm_legit.default, args
+
+
+def _kind(value: Any = None) -> Kind | None:
+    return Kind.of(value) if isinstance(value, Tensor) else None
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    given: list[Tensor] = []
+    map_aggregate(arguments, lambda each: given.append(each) if isinstance(each, Tensor) else None)
+    return given
+
+
+def _outputs(graph: Graph, node: Node, found: Any) -> list[tuple[Tensor, Node]]:
+    """The tensors that an operation gives, each with its node."""
+    if isinstance(found, Tensor):
+        return [(found, node)]
+    if not isinstance(found, (tuple, list)):
+        return []
+    told = []
+    for number, value in enumerate(found):
+        own = graph.call_function(operator.getitem, (node, number))
+        told += _outputs(graph, own, value)
+    return told

@@ -1,0 +1,52 @@
+"""See every tensor operation of a program, whatever Python code it comes from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch._compile
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Observer(TorchDispatchMode):
+    """A mode of torch whose ``__torch_dispatch__`` is asked to do each operation."""
+
+    _hidden = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to hide a mode from its compiler, torch would load that, which takes a second."""
+        return False
+
+    def __enter__(self) -> Any:
+        kind: Any = type(self)
+        if "torch._dynamo" in sys.modules and not kind._hidden:  # a program may have loaded it
+            hide: Any = torch._compile._disable_dynamo
+            kind.__torch_dispatch__ = hide(kind.__torch_dispatch__)
+            kind._hidden = True
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+
+def memory_of(tensor: Tensor) -> int:
+    """The address of a tensor's memory, as long as there is one; views share it."""
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operation declares to change in place."""
+    declared = func._schema.arguments
+    if not func._schema.is_mutable:
+        return []
+    names = [argument.name for argument in declared]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    changed = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
+    leaves = [leaf for name in changed for leaf in tree_leaves(given.get(name))]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -1,0 +1,148 @@
+"""What a program does to tensors is written down whole, and without what changes nothing."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vi.compilation.capturing import Captured, capture
+from ppl_vi.errors import CompileError
+from ppl_vi.randomness import forked_rng
+
+WEIGHT = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+OTHER = torch.tensor([3.0, 1.0, -1.0])
+
+
+def targets(captured: Captured) -> list[str]:
+    return [str(node.target) for node in captured.graph.graph.nodes if node.op == "call_function"]
+
+
+def replayed(program: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Captured]:
+    """A program's value, its graph's on the same draws, and the graph."""
+    captured = capture(lambda: (program(),), (WEIGHT,))
+    with forked_rng(seed=1), torch.no_grad():
+        expected = program().clone()
+    with forked_rng(seed=1):
+        return expected, captured(WEIGHT)[0], captured
+
+
+def made_and_changed() -> Tensor:
+    """A tensor made of numbers starts anew in each run."""
+    start = torch.tensor([1.0, 2.0, 3.0])
+    start[0] += 1.0
+    return (start * WEIGHT).sum()
+
+
+def read_before_and_after() -> Tensor:
+    """The same sum twice, of a tensor that changes in between, by a view."""
+    own = WEIGHT.detach() * 2
+    before = own + OTHER
+    own.view(3, 1)[1:].mul_(3.0)
+    return (before * (own + OTHER)).sum()
+
+
+def drawn_twice() -> Tensor:
+    return torch.randn(3).mul_(OTHER).sum() + torch.randn(3).sum() + torch.rand(2).sum()
+
+
+def with_a_gradient() -> Tensor:
+    loss = ((WEIGHT * 1.0) ** 2 * WEIGHT.expand(3)).view(3).sum()
+    (gradient,) = torch.autograd.grad(loss, WEIGHT)
+    return (gradient * gradient).sum()
+
+
+def several_outputs() -> Tensor:
+    values, places = WEIGHT.sort()
+    return (values * places).sum() + torch.stack(WEIGHT.unbind()).max(0).values
+
+
+@pytest.mark.parametrize(
+    "program",
+    [made_and_changed, read_before_and_after, drawn_twice, with_a_gradient, several_outputs],
+)
+def test_a_graph_repeats_its_program(program: Callable[[], Tensor]) -> None:
+    with torch.enable_grad():
+        expected, found, captured = replayed(_differentiable(program))
+    assert torch.equal(found, expected)
+    with forked_rng(seed=1):
+        assert torch.equal(captured(WEIGHT)[0], expected)  # and once more
+
+
+def _differentiable(program: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.enable_grad():
+            return program().detach()
+
+    return run
+
+
+def test_views_ones_and_repetitions_are_left_out() -> None:
+    def program() -> Tensor:
+        twice = (WEIGHT.view(3) * 1.0).detach().exp() + (WEIGHT / 1).expand(3).exp()
+        return twice.pow(1.0).sum()
+
+    _, _, captured = replayed(program)
+    assert targets(captured) == ["aten.exp.default", "aten.add.Tensor", "aten.sum.default"]
+
+
+def test_repeated_draws_are_not_one() -> None:
+    _, _, captured = replayed(lambda: torch.randn(3).sum() * torch.randn(3).sum())
+    assert sum("randn" in name or "normal" in name for name in targets(captured)) == 2
+
+
+def test_numbers_that_never_change_may_be_read() -> None:
+    def program() -> Tensor:
+        count = torch.ones(3).sum().item()
+        return WEIGHT.sum() * (count if torch.eye(2).trace() > 1 else 0.0)
+
+    expected, found, _ = replayed(program)
+    assert torch.equal(found, expected)
+
+
+def test_a_counter_in_a_tensor_may_not_be_read() -> None:
+    count = torch.zeros(())
+
+    def program() -> Tensor:
+        count.add_(1.0)
+        return WEIGHT.sum() * count.item()
+
+    with pytest.raises(CompileError, match=r"count\.item\(\)"):
+        capture(lambda: (program(),), (WEIGHT,))
+    assert count == 0.0
+
+
+def test_a_generator_of_its_own_is_told() -> None:
+    own = torch.Generator()
+    with pytest.raises(CompileError, match="generator of its own"):
+        capture(lambda: (WEIGHT.sum() * torch.randn(3, generator=own).sum(),), (WEIGHT,))
+
+
+def test_graphs_of_one_program_are_the_same_text() -> None:
+    graphs = [replayed(drawn_twice)[2].graph.code for _ in range(3)]
+    assert len(set(graphs)) == 1
+
+
+_LEAN = """
+import sys, torch, pyro, pyro.distributions as dist
+from ppl_vi import fit
+
+def model(y):
+    scale = pyro.sample("scale", dist.HalfCauchy(5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+result = fit(model, "normal", torch.randn(20), steps=500, compile="auto", progress=False)
+assert result.execution.mode == "captured", result.execution
+print([name for name in ("torch._dynamo", "sympy", "arviz", "pandas") if name in sys.modules])
+"""
+
+
+def test_a_short_fit_loads_no_compiler() -> None:
+    """Which would take longer than its steps."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAN], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from ppl_vi.compilation.building import Builds, Compiled, cache_folder
 from ppl_vi.compilation.capturing import Captured, repeatable_draws
@@ -52,9 +51,7 @@ class _Shape:
         """Steps until the block is done."""
         if self.compiled is None:
             return self.plainly(carried, fixed)
-        found = self.compiled([*tree_leaves(carried), *tree_leaves(fixed)])
-        after: Carried = tree_unflatten(found, tree_structure(carried))
-        return after
+        return carried.of(self.compiled([*carried.tensors(), *fixed.tensors()]))
 
     def plainly(self, carried: Carried, fixed: Fixed) -> Carried:
         """The same, one operation after the other."""
@@ -146,8 +143,8 @@ class BlockRunner:
         self._keep(shape, after)
         self._eager.done += len(rows)
         self._stepper.use_rates(moved)
-        told = after.record[:, : len(rows)].tolist()
-        return [Taken(loss, bool(finite)) for loss, finite in zip(*told, strict=True)]
+        losses, finite = after.record[:, : len(rows)].tolist()
+        return list(map(Taken, losses, map(bool, finite)))
 
     def _keep(self, shape: _Shape, after: Carried) -> None:
         self._flat.write(after.flat, after.states, int(after.position[1]))
@@ -237,15 +234,17 @@ class BlockRunner:
     def _compiled(self, shape: _Shape, rows: Tensor, builds: Builds) -> _Shape:
         captured = shape.graph.captured
         graph = with_fast_products(captured.graph, cache_folder())
-        tensors = self._block(shape, [rows], [self._stepper.now()])
+        carried, fixed = self._block(shape, [rows], [self._stepper.now()])
 
         def loop() -> GraphModule:
             # Copies: what a loop is traced on may not share memory, which the program's tensors may.
-            carried, fixed = (tree_map(torch.clone, each) for each in tensors)
+            own = [each.of([t.clone() for t in each.tensors()]) for each in (carried, fixed)]
             step = replace(shape.step, graph=functional(graph, captured.tensors, captured.changed))
-            return looped(step, carried, fixed)
+            return looped(step, *own)
 
-        compiled = builds.build(f"{graph.code}{shape.step}", loop, tree_leaves(tensors))
+        compiled = builds.build(
+            f"{graph.code}{shape.step}", loop, [*carried.tensors(), *fixed.tensors()]
+        )
         shape = replace(shape, compiled=compiled)
         self._check_compiler(shape, rows)
         return shape

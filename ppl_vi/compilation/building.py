@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.compilation.lasting import lasting_tensors
 from ppl_vi.errors import CompileError
 
 Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
 """Called with the graph's inputs, it gives the graph's outputs in new tensors."""
 
 _MOST_KEPT = 200
+_COMPILING = threading.Lock()
 _LOADED: dict[str, Compiled] = {}
 _OPTIONS = {
     # Draws then come from torch's own generators, and equal those of eager steps.
@@ -150,7 +153,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     except OSError as error:
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
-        with _quiet():
+        with _COMPILING, _quiet(), lasting_tensors():
             options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
             aot_compile(graph, tuple(inputs), options=options)
         _tidy(made)

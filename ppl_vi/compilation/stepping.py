@@ -36,6 +36,16 @@ class Carried(NamedTuple):
     states: tuple[Tensor, ...]
     buffers: tuple[Tensor, ...]
 
+    def tensors(self) -> list[Tensor]:
+        """All in a row."""
+        return [self.position, self.record, self.flat, *self.states, *self.buffers]
+
+    def of(self, tensors: Sequence[Tensor]) -> Carried:
+        """Others in such a row."""
+        position, record, flat, *others = tensors
+        states = len(self.states)
+        return Carried(position, record, flat, tuple(others[:states]), tuple(others[states:]))
+
 
 class Fixed(NamedTuple):
     """What stays as it is in a block.
@@ -55,6 +65,17 @@ class Fixed(NamedTuple):
     rows: Tensor
     tables: tuple[Tensor, ...]
     held: tuple[Tensor, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """All in a row."""
+        return [self.num_steps, self.updates, self.rates, self.rows, *self.tables, *self.held]
+
+    def of(self, tensors: Sequence[Tensor]) -> Fixed:
+        """Others in such a row."""
+        num_steps, updates, rates, rows, *others = tensors
+        tables = len(self.tables)
+        own = tuple(others[:tables]), tuple(others[tables:])
+        return Fixed(num_steps, updates, rates, rows, *own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,20 +170,15 @@ def looped(step: Step, carried: Carried, fixed: Fixed) -> GraphModule:
     """Steps until the block is done, as one graph from the tensors of both to those of the first."""
     from torch._higher_order_ops.while_loop import while_loop_op
     from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.utils._pytree import tree_flatten, tree_unflatten
 
-    first, moving = tree_flatten(carried)
-    others, still = tree_flatten(fixed)
+    first, others = carried.tensors(), fixed.tensors()
 
     def goes_on(*tensors: Tensor) -> Tensor:
-        now = tree_unflatten(list(tensors[: len(first)]), moving)
-        rest = tree_unflatten(list(tensors[len(first) :]), still)
-        return step.goes_on(now, rest)
+        return step.goes_on(carried.of(tensors[: len(first)]), fixed.of(tensors[len(first) :]))
 
     def once_more(*tensors: Tensor) -> list[Tensor]:
-        now = tree_unflatten(list(tensors[: len(first)]), moving)
-        rest = tree_unflatten(list(tensors[len(first) :]), still)
-        return [tensor.clone() for tensor in tree_flatten(step(now, rest))[0]]
+        after = step(carried.of(tensors[: len(first)]), fixed.of(tensors[len(first) :]))
+        return [tensor.clone() for tensor in after.tensors()]
 
     def block(*tensors: Tensor) -> Any:
         loop: Any = while_loop_op

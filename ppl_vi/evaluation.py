@@ -13,7 +13,7 @@ from ppl_vi.program import DataPlate, Pair, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 
 _MOST_DRAWS, _FEWEST_DRAWS = 1_000, 16
-_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 40_000_000
+_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 10_000_000
 
 WeightedPair = tuple[Pair, float, AbstractContextManager[object]]
 """A pair on one batch, the batch's share of the rows, and the handler that scales it."""
@@ -43,7 +43,8 @@ def _log_weights(
 ) -> torch.Tensor:
     elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
     affordable = int(share * _ELEMENTS_IN_ALL) // elements  # many batches need fewer draws each
-    draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, affordable))
+    fewest = max(2, round(share * _FEWEST_DRAWS))  # two tell a variance
+    draws = min(_MOST_DRAWS, max(fewest, affordable))
     at_once = max(1, min(draws, _ELEMENTS_AT_ONCE // elements))
     handed = handler.names if isinstance(handler, DataPlate) else ()
     if any(p.size < p.full_size and p.name not in handed for p in structure.plates.values()):

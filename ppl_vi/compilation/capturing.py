@@ -78,13 +78,13 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     """
     with forked_rng(), Undo(), watched():
         # Recorded on the very tensors that the program holds, so that its parameters are inputs.
-        graph, written = record(program, inputs)
+        graph, written, addresses = record(program, inputs)
     graph = without_constant_masks(without_checks(simplified(graph, written)))
     graph.graph.eliminate_dead_code()
     refuse_unknown_shapes(graph)
     held = lift_tensors(graph)
     every = (*inputs, *held)
-    changed = tuple(number for number, tensor in enumerate(every) if memory_of(tensor) in written)
+    changed = tuple(number for number, tensor in enumerate(every) if memory_of(tensor) in addresses)
     captured = Captured(graph, tuple(inputs), held, changed)
     for _ in range(_CHECKS):
         check_same(captured, program)

@@ -1,8 +1,8 @@
-"""Matrix products by the faster of the two libraries that torch comes with.
+"""Matrix products by the faster of the two libraries that torch comes with, or by neither.
 
 On some processors MKL is fast, on others oneDNN by a factor of two; torch always asks MKL. Which is
 faster for a product is measured once on a machine, and kept beside the compiled steps, so that a fit
-repeats with its seed.
+repeats with its seed. A matrix times one vector is left to the compiler: its loop runs on all threads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ aten = torch.ops.aten
 
 _LEAST_WORK = 2_000_000
 """Multiplications; a smaller product is not worth the call of another library."""
+_LANES = 16
+"""Numbers in a processor's vector; a shorter row leaves it empty."""
 _ROUNDS, _REPEATS = 9, 5
 _MARGIN = 0.9
 _LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
@@ -62,6 +64,8 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
                 product.meta["val"] = total.meta["val"] = node.meta["val"]
                 node.replace_all_uses_with(total)
                 nodes.erase_node(node)
+        elif node.target is aten.mm.default and _is_by_vector(node):
+            _write_out(node)
         elif node.target is aten.mm.default and _is_faster(list(node.args), folder):
             node.target = torch.ops.ppl_vi.product.default
     graph.recompile()
@@ -70,6 +74,28 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
 
 def _is_product(node: Node) -> bool:
     return node.target in (aten.addmm.default, aten.mm.default)
+
+
+def _is_by_vector(product: Node) -> bool:
+    """Whether a matrix that lies row by row is multiplied by one vector."""
+    factors: Any = product.args
+    a, b = (factor.meta["val"] for factor in factors)
+    rows = a.strides == (a.shape[1], 1) and a.shape[1] >= _LANES
+    return rows and b.shape[1] == 1 and a.dtype == torch.float32 and a.device.type == "cpu"
+
+
+def _write_out(product: Node) -> None:
+    """A product with a vector as a sum, which the compiler shares among threads; MKL does not."""
+    factors: Any = product.args
+    a, b = factors
+    nodes = product.graph
+    with nodes.inserting_before(product):
+        row = nodes.call_function(aten.t.default, (b,))
+        terms = nodes.call_function(aten.mul.Tensor, (a, row))
+        total = nodes.call_function(aten.sum.dim_IntList, (terms, [1], True))
+    total.meta["val"] = product.meta["val"]
+    product.replace_all_uses_with(total)
+    nodes.erase_node(product)
 
 
 def _is_faster(factors: list[Any], folder: Path) -> bool:

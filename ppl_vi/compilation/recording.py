@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -35,12 +35,6 @@ class Kind(NamedTuple):
     memory: int
     offset: int
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> Kind:
-        """The kind of a tensor."""
-        own = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-        return cls(*own, memory_of(tensor), int(tensor.storage_offset()))
-
     def like(self, other: Kind) -> bool:
         """Whether both are laid out in the same way."""
         return self[:4] == other[:4]
@@ -51,11 +45,13 @@ class Recorded(NamedTuple):
 
     Attributes:
         graph: called with the inputs, it does what the program did; other tensors are attributes.
-        written: addresses of the memory that the program changes.
+        written: the memory, by its number in ``Kind``, that the program changes.
+        changed: the addresses of such memory that was there before the program ran.
     """
 
     graph: GraphModule
     written: frozenset[int]
+    changed: frozenset[int]
 
 
 def record(program: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
@@ -75,22 +71,60 @@ def record(program: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) ->
     return recorder.finished(outputs)
 
 
+class _Memories:
+    """Numbers for pieces of memory, the same in each run of a program.
+
+    An address is no name: when its first owner is gone, it may be another's.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._next = count()
+        self.outside: set[int] = set()
+
+    def of(self, tensor: Tensor) -> int:
+        """The number of a tensor's memory; views share it."""
+        return self._numbers[memory_of(tensor)]
+
+    def meet(self, tensor: Tensor) -> bool:
+        """Take up memory from outside the program, which outlives it; whether it is new."""
+        address = memory_of(tensor)
+        if address in self.outside:
+            return False
+        self.outside.add(address)
+        self._numbers[address] = next(self._next)
+        return True
+
+    def add(self, made: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+        """Take up what an operation has made, but for views of what it was given."""
+        known = self.outside.union(map(memory_of, given))
+        for address in dict.fromkeys(map(memory_of, made)):
+            if address not in known:
+                self._numbers[address] = next(self._next)
+
+    def addresses(self, numbers: Set[int]) -> frozenset[int]:
+        """Where the memory of these numbers is, if it is from outside."""
+        return frozenset(a for a in self.outside if self._numbers[a] in numbers)
+
+
 class _Recorder(Observer):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self._graph, self._held = Graph(), torch.nn.Module()
         self._nodes = WeakTensorKeyDictionary()
-        self._numbers = count()
+        self._names = (f"held_{number}" for number in count())
+        self._memories = _Memories()
         self._written: set[int] = set()
         self._constant: set[int] = set()
-        self._outside = {memory_of(tensor) for tensor in inputs}
         for number, tensor in enumerate(inputs):
+            self._memories.meet(tensor)
             self._told(tensor, self._graph.placeholder(f"input_{number}"))
 
     def finished(self, outputs: Sequence[Tensor]) -> Recorded:
         """The graph that ends with these outputs."""
         self._graph.output(tuple(self._node(tensor) for tensor in outputs))
-        return Recorded(GraphModule(self._held, self._graph), frozenset(self._written))
+        changed = self._memories.addresses(self._written)
+        return Recorded(GraphModule(self._held, self._graph), frozenset(self._written), changed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,14 +143,13 @@ class _Recorder(Observer):
             )
         node = self._written_down(func, args, kwargs)
         found = func(*args, **kwargs)
-        # Whether it is its first argument, seen in the same way; told by memory, so now or never.
-        node.meta["given_back"] = _kind(found) is not None and _kind(found) == _kind(*args[:1])
         self._note_changes(written(func, args, kwargs), constant)
-        for tensor, own in _outputs(self._graph, node, found):
+        made = _outputs(self._graph, node, found)
+        self._memories.add([tensor for tensor, _ in made], given)
+        for tensor, own in made:
             self._told(tensor, own)
-            memory = memory_of(tensor)
-            if memory not in self._outside:
-                self._mark(memory, constant)
+            if memory_of(tensor) not in self._memories.outside:
+                self._mark(self._memories.of(tensor), constant)
         return found
 
     def _written_down(self, func: Any, args: Any, kwargs: Any) -> Node:
@@ -132,32 +165,34 @@ class _Recorder(Observer):
         if not isinstance(value, Tensor):
             return value
         if value not in self._nodes:
-            name = f"held_{next(self._numbers)}"
+            name = next(self._names)
             setattr(self._held, name, value)
+            self._meet(value)
             self._told(value, self._graph.get_attr(name))
         return self._nodes[value]
 
     def _meet(self, tensor: Tensor) -> None:
         """Take a tensor from outside for constant until the program changes it."""
-        memory = memory_of(tensor)
-        if tensor not in self._nodes and memory not in self._outside:
-            self._outside.add(memory)
-            self._constant.add(memory)
+        if tensor not in self._nodes and self._memories.meet(tensor):
+            self._constant.add(self._memories.of(tensor))
 
     def _told(self, tensor: Tensor, node: Node) -> None:
-        node.meta["val"] = Kind.of(tensor)
+        own = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        memory = self._memories.of(tensor)
+        node.meta["val"] = Kind(*own, memory, int(tensor.storage_offset()))
         self._nodes[tensor] = node
 
     def _is_constant(self, func: Any, given: Sequence[Tensor]) -> bool:
         """Whether a result is the same in each run, since it is made of nothing that moves."""
         if torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        return all(memory_of(tensor) in self._constant for tensor in given)
+        return all(self._memories.of(tensor) in self._constant for tensor in given)
 
     def _note_changes(self, changed: Sequence[Tensor], constant: bool) -> None:
-        for memory in map(memory_of, changed):
+        for tensor in changed:
+            memory = self._memories.of(tensor)
             self._written.add(memory)
-            self._mark(memory, constant and memory not in self._outside)
+            self._mark(memory, constant and memory_of(tensor) not in self._memories.outside)
 
     def _mark(self, memory: int, constant: bool) -> None:
         (self._constant.add if constant else self._constant.discard)(memory)
@@ -169,10 +204,6 @@ def declared_batch_norm(*args: Any) -> tuple[Any, tuple[Any, ...]]:
     if mean is None:
         return aten._native_batch_norm_legit.no_stats, (tensor, weight, bias, *options)
     return aten._native_batch_norm_legit.default, args
-
-
-def _kind(value: Any = None) -> Kind | None:
-    return Kind.of(value) if isinstance(value, Tensor) else None
 
 
 def _tensors(arguments: Any) -> list[Tensor]:

@@ -28,15 +28,16 @@ def simplified(graph: GraphModule, written: Set[int]) -> GraphModule:
 
     Args:
         graph: recorded, with the kind of each tensor.
-        written: addresses of the memory that some operation changes; nothing there is touched.
+        written: the memory that some operation changes, by number; nothing there is touched.
     """
     seen: dict[Any, Node] = {}
+    views = {node for node in graph.graph.nodes if _is_same_view(node)}  # before arguments change
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if node.target._schema.is_mutable:
             continue
-        same = _given_back(node, written)
+        same = _given_back(node, node in views, written)
         if same is None and _is_repeatable(node, written):
             same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not None and same is not node:
@@ -45,7 +46,13 @@ def simplified(graph: GraphModule, written: Set[int]) -> GraphModule:
     return graph
 
 
-def _given_back(node: Node, written: Set[int]) -> Node | None:
+def _is_same_view(node: Node) -> bool:
+    """Whether an operation gives the very memory that it is given, seen in the same way."""
+    first = node.args[0] if node.args else None
+    return isinstance(first, Node) and first.meta.get("val") == node.meta.get("val", ())
+
+
+def _given_back(node: Node, is_same_view: bool, written: Set[int]) -> Node | None:
     """The argument that an operation gives back as it is."""
     first, *others = node.args or (None,)
     own = node.meta.get("val")
@@ -53,7 +60,7 @@ def _given_back(node: Node, written: Set[int]) -> Node | None:
         return None
     given = first.meta["val"]
     untouched = not {own.memory, given.memory} & written
-    if node.meta["given_back"]:
+    if is_same_view:
         return first if untouched or node.target is not aten.lift_fresh_copy.default else None
     by_one = node.target in _BY_ONE and len(others) == 1 and _is_one(others[0])
     return first if by_one and untouched and own.like(given) and not node.kwargs else None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.compilation.sharing import with_shared_values
 from ppl_vi.compilation.updates import Update
 
 
@@ -185,4 +186,8 @@ def looped(step: Step, carried: Carried, fixed: Fixed) -> GraphModule:
         return loop(goes_on, once_more, tensors[: len(first)], tensors[len(first) :])
 
     with torch.no_grad():
-        return make_fx(block, tracing_mode="fake")(*first, *others)
+        graph = make_fx(block, tracing_mode="fake")(*first, *others)
+    for part in graph.children():
+        if isinstance(part, GraphModule):
+            with_shared_values(part)
+    return graph

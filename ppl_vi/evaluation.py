@@ -13,7 +13,7 @@ from ppl_vi.program import DataPlate, Pair, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 
 _MOST_DRAWS, _FEWEST_DRAWS = 1_000, 16
-_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 10_000_000
+_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 5_000_000
 
 WeightedPair = tuple[Pair, float, AbstractContextManager[object]]
 """A pair on one batch, the batch's share of the rows, and the handler that scales it."""

@@ -1,4 +1,4 @@
-"""NumPyro: ``svi.update`` in one compiled loop, which is what ``svi.run`` does without its bar.
+"""NumPyro: ``svi.update`` in one compiled loop that keeps all losses, as ``svi.run`` does.
 
 ``svi.run`` compiles anew in every call, so that its steps could be timed only as a difference of two
 noisy numbers. This loop takes the number of steps as an argument: one compilation serves the curve
@@ -20,6 +20,9 @@ from peers.numpyro_programs import programs
 from peers.pyro_names import flat
 from peers.tasks import Run, Task, follow, steady
 
+_KEPT = 10_000
+"""Losses; a compiled loop has room for a fixed number."""
+
 
 def run(task: Task) -> Run:
     """Fit."""
@@ -36,21 +39,23 @@ def run(task: Task) -> Run:
 
     @jax.jit
     def loop(state: Any, key: Array, count: Array, data: tuple[Array, ...]) -> Any:
-        def step(_: Array, carried: tuple[Any, Array]) -> tuple[Any, Array]:
-            state, key = carried
+        def step(number: Array, carried: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
+            state, key, losses = carried
             if problem.batch is None:
-                return svi.update(state, *data)[0], key
-            key, now = jax.random.split(key)
-            return svi.update(state, *batch(now, data))[0], key
+                state, loss = svi.update(state, *data)
+            else:
+                key, now = jax.random.split(key)
+                state, loss = svi.update(state, *batch(now, data))
+            return state, key, losses.at[number % _KEPT].set(loss)
 
-        return lax.fori_loop(0, count, step, (state, key))
+        return lax.fori_loop(0, count, step, (state, key, jax.numpy.zeros(_KEPT)))
 
     first, key = jax.random.split(jax.random.key(task.seed))
-    carried = svi.init(first, *batch(key, data)), key
+    carried: tuple[Any, ...] = svi.init(first, *batch(key, data)), key
 
     def advance(count: int) -> None:
         nonlocal carried
-        carried = loop(*carried, count, data)
+        *carried, _ = loop(*carried, count, data)
         jax.tree.map(lambda array: array.block_until_ready(), carried)
 
     def values() -> dict[str, np.ndarray]:

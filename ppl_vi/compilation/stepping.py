@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from torch.fx import GraphModule
 
 from ppl_vi.compilation.sharing import with_shared_values
 from ppl_vi.compilation.updates import Update
+
+_LARGE = 50_000
+"""Entries of a parameter that is updated by itself."""
 
 
 class Carried(NamedTuple):
@@ -107,9 +111,11 @@ class Step:
 
     def __call__(self, carried: Carried, fixed: Fixed) -> Carried:
         """The state after one more step."""
-        loss, gradient, buffers = self._evaluated(carried, fixed)
-        finite = torch.isfinite(loss) & torch.isfinite(gradient).all()
-        flat, states = self._updated(carried, fixed, gradient)
+        loss, gradients, buffers = self._evaluated(carried, fixed)
+        finite = torch.isfinite(loss)
+        for gradient in gradients:
+            finite = finite & torch.isfinite(gradient).all()
+        flat, states = self._updated(carried, fixed, gradients)
         here = torch.arange(carried.record.shape[1], device=loss.device) == carried.position[0]
         told = torch.stack([loss.double(), finite.double()])
         return Carried(
@@ -132,7 +138,24 @@ class Step:
         left: Tensor = step < fixed.num_steps
         return left if self.skips else left & (moved == step)
 
-    def _evaluated(self, carried: Carried, fixed: Fixed) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def _pieces(self) -> list[list[int]]:
+        """Which parameters are updated together: neighbours in a group, but for large ones."""
+        pieces: list[list[int]] = []
+        ends = set(accumulate(size for size, _ in self.groups))
+        done, alone = 0, True
+        for number, shape in enumerate(self.shapes):
+            large = (
+                shape.numel() >= _LARGE
+            )  # a copy of its gradient would take as long as its update
+            if alone or large or done in ends:
+                pieces.append([])
+            pieces[-1].append(number)
+            done, alone = done + shape.numel(), large
+        return pieces
+
+    def _evaluated(
+        self, carried: Carried, fixed: Fixed
+    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
         sizes = [shape.numel() for shape in self.shapes]
         parts = zip(carried.flat.split(sizes), self.shapes, strict=True)
         chunks = [part.view(shape) for part, shape in parts]
@@ -149,22 +172,36 @@ class Step:
         loss, *rest = self.graph(*parameters, *data, *others)
         own = iter(rest)  # the graph's order of parameters, which need not be that of the groups
         gradients = {i: next(own).reshape(-1) for i in self.parameters if i is not None}
-        return loss, torch.cat([gradients[i] for i in range(len(sizes))]), list(own)
+        pieces = [[gradients[i] for i in piece] for piece in self._pieces()]
+        return loss, list(map(_joined, pieces)), list(own)
 
     def _updated(
-        self, carried: Carried, fixed: Fixed, gradient: Tensor
+        self, carried: Carried, fixed: Fixed, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         rates = fixed.rates.index_select(0, carried.position[1:]).squeeze(0)
         updates = fixed.updates + carried.position[1]
-        flats, moved, states = [], [], iter(carried.states)
-        sizes = [size for size, _ in self.groups]
-        parts = zip(self.groups, carried.flat.split(sizes), gradient.split(sizes), strict=True)
-        for number, ((_, update), flat, own) in enumerate(parts):
+        flats: list[Tensor] = []
+        moved, states, left = list[Tensor](), iter(carried.states), iter(gradients)
+        start = 0
+        for number, (size, update) in enumerate(self.groups):
             before = [next(states) for _ in update.names]
-            flat, after = update(flat, own, before, updates, rates[number])
-            flats.append(flat)
-            moved.extend(after)
-        return torch.cat(flats) if len(flats) > 1 else flats[0], moved
+            after: list[list[Tensor]] = [[] for _ in update.names]
+            done = 0
+            while done < size:
+                gradient = next(left)
+                own = slice(done, done + len(gradient))
+                flat = carried.flat[start : start + len(gradient)]
+                flat, new = update(flat, gradient, [s[own] for s in before], updates, rates[number])
+                flats.append(flat)
+                for every, state in zip(after, new, strict=True):
+                    every.append(state)
+                start, done = start + len(gradient), done + len(gradient)
+            moved += map(_joined, after)
+        return _joined(flats), moved
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def looped(step: Step, carried: Carried, fixed: Fixed) -> GraphModule:

@@ -69,7 +69,7 @@ class AdamUpdate(Update):
         if decay and options["decoupled_weight_decay"]:
             flat = flat * (1 - rate * decay).to(flat.dtype)
         elif decay:
-            gradient = gradient + decay * flat
+            gradient = torch.add(gradient, flat, alpha=decay)
         first, second = states
         step, first, second = adam(
             gradient, first, second, updates, rate, options["betas"], options["eps"]
@@ -91,7 +91,8 @@ class MomentumUpdate(Update):
         options = self.options
         if options["maximize"]:
             gradient = -gradient
-        gradient = gradient + options["weight_decay"] * flat
+        if options["weight_decay"]:
+            gradient = torch.add(gradient, flat, alpha=options["weight_decay"])
         momentum, moved = options["momentum"], []
         if states:
             # torch starts the average with the first gradient, undampened.

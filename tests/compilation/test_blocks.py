@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi import ELBO, CompileError, FitResult, fit
-from ppl_vi.compilation import building, choosing
+from ppl_vi.compilation import building, choosing, stepping
 
 X = torch.randn(23, generator=torch.Generator().manual_seed(0)) + 1.0
 BETA = torch.tensor(1.0)
@@ -213,3 +213,33 @@ def test_a_second_process_finds_the_library(
     monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path / "moved"))
     monkeypatch.setattr(building, "_LOADED", {})
     assert run(steps=5).execution.compilations == 0
+
+
+def two_groups(tensors: list[Tensor]) -> torch.optim.Optimizer:
+    first, *others = tensors
+    groups = [{"params": others, "lr": 0.02}, {"params": [first], "weight_decay": 0.1}]
+    return torch.optim.AdamW(groups, lr=0.05)
+
+
+@pytest.mark.parametrize("optimizer", [two_groups, torch.optim.Adam])
+def test_large_parameters_are_updated_by_themselves(
+    optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not copied next to the others; the numbers are the same."""
+
+    def wide(x: Tensor) -> None:
+        rows = pyro.sample("rows", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        columns = pyro.sample("columns", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + rows.sum() + columns.prod(), 1.0), obs=x)
+
+    monkeypatch.setattr(stepping, "_LARGE", 6)
+    monkeypatch.setattr(choosing, "FEW_STEPS", 1)
+    taken = [
+        fit(wide, "normal", X, steps=20, optimizer=optimizer, compile=c, seed=0, progress=False)
+        for c in ("auto", False, True)
+    ]
+    assert [result.execution.mode for result in taken] == ["captured", "eager", "compiled"]
+    same(taken[0], taken[1], 2e-6)
+    same(taken[2], taken[1], 1e-4)

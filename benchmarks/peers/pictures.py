@@ -18,6 +18,7 @@ from peers.settings import Problem
 Found = dict[str, list[Outcome]]
 _COLORS = {
     "ppl-vi": "#c0392b",
+    "ppl-vi, auto": "#e59a91",
     "Pyro": "#e08e0b",
     "NumPyro": "#2874a6",
     "torch": "#7f8c8d",

@@ -34,16 +34,19 @@ class Peer:
         module: which ``run_...`` module.
         keeps: compiled code on disk, so that a first run and later ones differ.
         sweeps: does coordinate ascent, on some problems only.
+        compile: what ``ppl_vi.fit(compile=...)`` is given, if not what the command line says.
     """
 
     name: str
     module: str
     keeps: bool = False
     sweeps: bool = False
+    compile: str = ""
 
 
 _ALL = (
     Peer("ppl-vi", "ppl_vi", keeps=True),
+    Peer("ppl-vi, auto", "ppl_vi", compile="auto"),
     Peer("Pyro", "pyro"),
     Peer("NumPyro", "numpyro"),
     Peer("torch", "torch"),
@@ -51,7 +54,7 @@ _ALL = (
     Peer("scikit-learn", "sklearn", sweeps=True),
     Peer("BayesPy", "bayespy", sweeps=True),
 )
-PEERS = {peer.name.lower(): peer for peer in _ALL}
+PEERS = {peer.name.lower().replace(", ", "-"): peer for peer in _ALL}
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class _Runner:
         options = {
             "peer": peer.module,
             "problem": problem.name,
-            "compile": plan.compile,
+            "compile": peer.compile or plan.compile,
             "steps": plan.steps(problem),
             "threads": plan.threads,
             "seed": turn,

@@ -12,10 +12,11 @@ from math import prod
 from torch.fx import GraphModule
 
 _SECONDS_PER_OPERATION = 4e-6
-_SECONDS_PER_ELEMENT = 0.5e-9
-_FUSED_AWAY = 0.6
-"""The part of the work on elements that a fused kernel saves."""
-_COMPILER_START, _COMPILER_PER_OPERATION = 6.0, 0.02
+_SECONDS_PER_ELEMENT = 0.17e-9
+"""What a fused kernel saves of the work on an element."""
+_OF_THE_OPTIMIZER = 45
+"""Operations that a step takes beside those of its graph."""
+_COMPILER_START, _COMPILER_PER_OPERATION = 12.0, 0.015
 FEW_STEPS = 100
 """Fewer steps than these do not repay the look at the program."""
 
@@ -33,8 +34,8 @@ def saved_per_step(graph: GraphModule) -> float:
     """
     made = [node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function"]
     elements: int = sum(prod(value.shape) for value in made if hasattr(value, "shape"))
-    work = _FUSED_AWAY * _SECONDS_PER_ELEMENT * elements
-    return _SECONDS_PER_OPERATION * _operations(graph) + work
+    calls = _operations(graph) + _OF_THE_OPTIMIZER
+    return _SECONDS_PER_OPERATION * calls + _SECONDS_PER_ELEMENT * elements
 
 
 def repays(graph: GraphModule, steps: int) -> bool:

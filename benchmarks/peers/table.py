@@ -36,13 +36,13 @@ draw rows with replacement.
   below the best final one of any peer in any turn, and is so at the next snapshot too. Snapshots
   come after 10 steps and then 1.25 times as many. The same judge evaluates all, off the clock.
 - *ELBO per datum*: the mean over the last five snapshots, since each is noisy at a constant rate.
-- *ppl-vi* compiles its steps (`compile=True`); *ppl-vi, auto* is what `fit` does by itself, which is not
-  to compile where so few steps do not repay it. It reads nothing from disk.
+- *ppl-vi* compiles its steps (`compile=True`); *ppl-vi, auto* is what `fit` does by itself: it does not
+  compile where so few steps do not repay it, and then reads nothing from disk either.
 - *cold*: compiled code is not on disk yet. It is in the other rows, for the libraries that keep it
   there by default. NumPyro does not, and compiles in every process.
-- Pyro runs without validation; NumPyro's step is `svi.update` in a compiled loop that keeps
-  every loss, as `svi.run` does; *torch* is written
-  by hand, with flat parameters and the fused Adam; *torch.compile* is its loss compiled.
+- Pyro runs without validation; NumPyro's step is `svi.update` in a compiled loop that keeps every
+  loss, as `svi.run` does; *torch* is written by hand, with flat parameters and the fused Adam;
+  *torch.compile* is its loss compiled.
 """
 
 

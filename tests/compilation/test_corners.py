@@ -1,0 +1,197 @@
+"""What users do around a fit: schedules, callbacks that change things, odd data, broken caches."""
+
+import math
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+
+from ppl_vi import CompileError, FitResult, fit
+from ppl_vi.compilation import building, choosing
+from ppl_vi.compilation.capturing import capture
+from ppl_vi.compilation.watching import Undo
+from ppl_vi.randomness import forked_rng
+
+X = torch.randn(23, generator=torch.Generator().manual_seed(0)) + 1.0
+
+
+def model(x: Tensor, *_: Any) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def run(program: Callable[..., Any] = model, data: Any = X, **options: Any) -> FitResult:
+    settings: dict[str, Any] = {"steps": 30, "seed": 0, "progress": False, "compile": "auto"}
+    return fit(program, "normal", data, **{**settings, **options})
+
+
+def same(one: FitResult, other: FitResult, tolerance: float = 2e-6) -> None:
+    torch.testing.assert_close(one.losses, other.losses, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(one.params, other.params, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def capture_short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "FEW_STEPS", 1)
+
+
+def one_cycle(tensors: list[Tensor]) -> Any:
+    """Its momenta move too, which a block of steps does not foresee."""
+    return OneCycleLR(torch.optim.Adam(tensors), max_lr=0.1, total_steps=40)
+
+
+def halving(tensors: list[Tensor]) -> Any:
+    return StepLR(torch.optim.Adam(tensors, lr=0.1), step_size=7, gamma=0.5)
+
+
+@pytest.mark.parametrize("optimizer", [one_cycle, halving])
+def test_schedules_move_as_they_do_eager(optimizer: Any) -> None:
+    captured, eager = run(optimizer=optimizer), run(optimizer=optimizer, compile=False)
+    assert captured.execution.mode == "captured"
+    same(captured, eager)
+
+
+def test_a_schedule_goes_on_where_compiling_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> Path:
+        raise CompileError("the compiler is out of order")
+
+    monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
+    monkeypatch.setattr(building, "_LOADED", {})
+    monkeypatch.setattr(building, "_compile", fail)
+    monkeypatch.setattr(choosing, "repays", lambda graph, steps: True)
+    captured = run(optimizer=halving)
+    assert captured.execution.mode == "captured" and "out of order" in captured.execution.reason
+    same(captured, run(optimizer=halving, compile=False))
+
+
+def test_views_are_put_back() -> None:
+    own = torch.arange(4.0)
+    with Undo():
+        own[1:3].mul_(5.0)
+        own.add_(1.0)
+        own.view(2, 2)[0].zero_()
+    assert torch.equal(own, torch.arange(4.0))
+
+
+def test_tensors_inside_other_arguments() -> None:
+    def nested(parts: dict[str, Tensor], scales: list[Tensor]) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(parts["x"])):
+            pyro.sample("x", dist.Normal(loc, scales[0]), obs=parts["x"])
+
+    data = ({"x": X}, [torch.tensor(2.0)])
+    captured = run(nested, data)
+    assert captured.execution.mode == "captured"
+    same(captured, run(nested, data, compile=False))
+
+
+def test_numbers_beside_tensors() -> None:
+    def scaled(x: Tensor, scale: float) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    for scale in (1.0, 3.0):
+        captured = run(scaled, (X, scale))
+        assert captured.execution.mode == "captured"
+        same(captured, run(scaled, (X, scale), compile=False))
+
+
+def test_a_gradient_left_from_elsewhere_is_not_added() -> None:
+    net = torch.nn.Linear(1, 1, bias=False)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def with_net(x: Tensor) -> None:
+        pyro.module("net", net)
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + net(x[:, None])[:, 0], 1.0), obs=x)
+
+    taken = []
+    for leftover, how in ((None, False), (torch.full((1, 1), 1e6), "auto")):
+        net.load_state_dict(start)
+        net.weight.grad = leftover
+        taken.append(run(with_net, compile=how))
+    same(*taken)
+
+
+@pytest.mark.parametrize("length", [1, 7, 16, 33])
+def test_dropout_draws_as_eager(length: int) -> None:
+    """Compiled or not: torch draws short and long masks in different ways."""
+    x = X.repeat(2)[:length]
+
+    def dropping(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            kept = torch.nn.functional.dropout(torch.ones(len(x)), 0.4)
+            pyro.sample("x", dist.Normal(loc * kept, 1.0), obs=x)
+
+    taken = [run(dropping, x, compile=how, steps=10) for how in (False, "auto", True)]
+    assert [result.execution.mode for result in taken] == ["eager", "captured", "compiled"]
+    same(taken[0], taken[1])
+    same(taken[0], taken[2], 1e-4)
+
+
+def test_others_may_print_during_a_capture(capsys: pytest.CaptureFixture[str]) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+
+    def program() -> tuple[Tensor, ...]:
+        other = threading.Thread(target=lambda: print("from elsewhere"))
+        other.start()
+        other.join()
+        return (weight.sum(),)
+
+    capture(program, (weight,))
+    assert "from elsewhere" in capsys.readouterr().out
+
+
+def test_a_broken_library_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
+    monkeypatch.setattr(building, "_LOADED", {})
+    first = run(compile=True)
+    (library,) = tmp_path.glob("*/*.so")
+    library.unlink()  # the process that has it loaded keeps the file it had
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(building, "_LOADED", {})
+    again = run(compile=True)
+    assert again.execution.compilations == 1
+    same(again, first, 0.0)
+
+
+def test_a_parameter_that_a_callback_thaws_is_seen() -> None:
+    net = torch.nn.Linear(1, 1, bias=False)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def with_net(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + net(x[:, None])[:, 0], 1.0), obs=x)
+
+    def thaw(progress: Any) -> None:
+        net.weight.requires_grad_(progress.step >= 10)
+
+    net.weight.requires_grad_(False)
+    net.load_state_dict(start)
+    result = run(with_net, callbacks=[thaw], steps=150)
+    assert result.execution.mode == "eager" and "trainable" in result.execution.reason
+
+
+def test_nothing_of_a_fit_is_left_in_the_random_state() -> None:
+    with forked_rng(seed=3):
+        run(partial(model), compile="auto")
+        one = torch.rand(1)
+    with forked_rng(seed=3):
+        two = torch.rand(1)
+    assert math.isclose(one.item(), two.item())

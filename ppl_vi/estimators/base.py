@@ -140,3 +140,8 @@ class Estimator(Choice, ABC):
             state: what the estimator keeps from step to step.
         """
         raise NotImplementedError
+
+
+def usual(site: Site) -> str:
+    """The estimator that suits a site as a rule, as one writes it."""
+    return "Pathwise()" if site.reparameterizable else "ScoreFunction(LeaveOneOut())"

@@ -10,7 +10,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from ppl_vi.errors import GuideError
-from ppl_vi.estimators.base import Estimator
+from ppl_vi.estimators.base import Estimator, usual
 from ppl_vi.estimators.draws import Draws, finite_logits
 from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Site, innermost
@@ -52,10 +52,9 @@ class DisARM(Estimator):
 
     def check(self, site: Site, num_particles: int) -> None:
         if site.distribution not in _FAMILIES:
-            instead = "Pathwise()" if site.reparameterizable else "ScoreFunction(LeaveOneOut())"
             raise GuideError(
                 f"site '{site.name}': DisARM pairs Bernoulli or Categorical draws, not those of "
-                f"{site.distribution}. Use {instead} for this site."
+                f"{site.distribution}. Use {usual(site)} for this site."
             )
         if num_particles % 2:
             raise GuideError(

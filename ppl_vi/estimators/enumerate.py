@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ppl_vi.errors import GuideError
-from ppl_vi.estimators.base import Estimator
+from ppl_vi.estimators.base import Estimator, usual
 from ppl_vi.estimators.grid import Place
 from ppl_vi.program import Latent, Site, joint_support
 
@@ -41,10 +41,9 @@ class Enumerate(Estimator):
 
     def check(self, site: Site, num_particles: int) -> None:
         if not site.num_states:
-            instead = "Pathwise()" if site.reparameterizable else "ScoreFunction(LeaveOneOut())"
             raise GuideError(
                 f"site '{site.name}': Enumerate needs a finite support, and that of "
-                f"{site.distribution} cannot be listed. Use {instead} for this site."
+                f"{site.distribution} cannot be listed. Use {usual(site)} for this site."
             )
 
     def num_states(self, site: Site) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vi.errors import GuideError
-from ppl_vi.estimators.base import Estimator
+from ppl_vi.estimators.base import Estimator, usual
 from ppl_vi.estimators.draws import Draws
 from ppl_vi.estimators.grid import Place
 from ppl_vi.estimators.score_function import check_has_score, detached_draw
@@ -46,10 +46,9 @@ class MeasureValued(Estimator):
     def check(self, site: Site, num_particles: int) -> None:
         check_has_score(site, type(self).__name__)
         if site.distribution not in _FAMILIES:
-            instead = "Pathwise()" if site.reparameterizable else "ScoreFunction(LeaveOneOut())"
             raise GuideError(
                 f"site '{site.name}': MeasureValued knows the weak derivatives of "
-                f"{', '.join(_FAMILIES)}, not those of {site.distribution}. Use {instead} for this "
+                f"{', '.join(_FAMILIES)}, not those of {site.distribution}. Use {usual(site)} for this "
                 f"site."
             )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ppl_vi.errors import GuideError
-from ppl_vi.estimators.base import Baseline, Estimator
+from ppl_vi.estimators.base import Baseline, Estimator, usual
 from ppl_vi.estimators.baselines import MovingAverage
 from ppl_vi.estimators.draws import Draws
 from ppl_vi.estimators.grid import Place
@@ -75,10 +75,9 @@ class Relax(Estimator):
 
     def check(self, site: Site, num_particles: int) -> None:
         if site.distribution not in _FAMILIES:
-            instead = "Pathwise()" if site.reparameterizable else "ScoreFunction(LeaveOneOut())"
             raise GuideError(
                 f"site '{site.name}': Relax relaxes Bernoulli or Categorical draws, not those of "
-                f"{site.distribution}. Use {instead} for this site."
+                f"{site.distribution}. Use {usual(site)} for this site."
             )
         check_baseline(site, self.baseline, num_particles)
 

@@ -62,7 +62,7 @@ def doubly_reparameterized(objective: PowerMean, pair: Pair) -> tuple[Tensor, Te
         return found
 
     attached = run_guide(structure, pair, draw, count)
-    rows = {n: value for n, value in attached.values.items() if n not in structure.sites}
+    rows = structure.row_numbers(attached.values)
     with torch.enable_grad():
         made = run(structure, pair, replay, count, rows)
         whole = OnGrid(objective, made, plan)

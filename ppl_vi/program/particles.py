@@ -64,7 +64,7 @@ def model_particles(
     """
     nesting, marginalized = structure.nesting, structure.marginalized
     drawn = {name: values[name] for name in structure.drawn}
-    rows = {name: value for name, value in values.items() if name not in structure.sites}
+    rows = structure.row_numbers(values)
     if structure.model_particles == "plate":
         placed = {
             n: _into_particle_dim(v, nesting, structure.sites[n].event_dim)

@@ -130,7 +130,7 @@ def run(
     with pyro.validation_enabled(False):
         guide = run_guide(structure, pair, draw, num_particles, rows)
         factors = run_model(structure, pair, guide.values, num_particles)
-    rows = {name: value for name, value in guide.values.items() if name not in structure.sites}
+    rows = structure.row_numbers(guide.values)
     return Run(num_particles, (*factors, *guide.factors), guide.latents, rows)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.distributions import constraints
 
 Kind = Literal["latent", "auxiliary", "marginalized", "observed", "deterministic"]
@@ -103,3 +104,7 @@ class Structure:
     def marginalized(self) -> tuple[str, ...]:
         """Names of the discrete sites that are summed out."""
         return self.of_kind("marginalized")
+
+    def row_numbers(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those among a run's values that no site draws: the rows of subsampled plates, by plate."""
+        return {name: value for name, value in values.items() if name not in self.sites}

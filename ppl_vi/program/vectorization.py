@@ -82,7 +82,7 @@ def _guide_fits_plate(structure: Structure, pair: Pair) -> bool:
             together = run_guide(plate, pair, draw_marked, _TRIED)
         if tracker.escaped:
             return False
-        rows = {n: v for n, v in together.values.items() if n not in structure.sites}
+        rows = structure.row_numbers(together.values)
         for k in range(_TRIED):
 
             def draw(name: str, distribution: Any, k: int = k) -> Tensor:

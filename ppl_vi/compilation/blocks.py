@@ -27,8 +27,9 @@ BLOCK = 100
 """Steps in a block. A block begins at every multiple of it, wherever a run is cut."""
 
 _CLOSE = 1e-3
-_LATER = 10
-"""A check costs as much as hundreds of compiled steps, so they become rare."""
+_LATER, _LATER_WATCHED = 100, 4
+"""A check costs as much as a thousand compiled steps, so they become rare; less so where callbacks are
+called after every step, since they are what changes a program most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class BlockRunner:
     def advance(self, count: int) -> list[Taken]:
         """Take that many steps, or fewer if the next ones cannot be captured."""
         if self._eager.done >= self._next_check:
-            self._next_check *= _LATER
+            self._next_check *= _LATER if count > 1 else _LATER_WATCHED
             self._graphs.check(self._stream.batch(self._stream.usual()))
         taken: list[Taken] = []
         groups = self._stream.runs(count)
@@ -170,7 +171,7 @@ class BlockRunner:
         still = [tensor for i, tensor in enumerate(held) if i not in step.changed]
         rates = torch.zeros(BLOCK, len(flat.groups), dtype=torch.float64)
         rates[: len(rows)] = torch.tensor(taken, dtype=torch.float64)
-        index = torch.zeros(BLOCK, len(rows[0]) if any(step.gathered) else 0, dtype=torch.int64)
+        index = torch.empty(BLOCK, len(rows[0]) if any(step.gathered) else 0, dtype=torch.int64)
         if any(step.gathered):
             torch.stack(list(rows), out=index[: len(rows)])
         fixed = Fixed(

@@ -69,12 +69,13 @@ class GradientGraphs:
 
     def check(self, batch: Batch) -> None:
         """Raise CompileError if the programs have changed since they were captured."""
-        if {id(p) for p in trainable().values()} != {id(p) for p in self.parameters}:
-            raise CompileError("other parameters are trainable than at the start")
         graph = self.of(batch)
         program, _ = self._program(batch)
         inputs = (*self.parameters, *batch.tensors)
         check_same(replace(graph.captured, inputs=inputs), program)
+        # Now that the programs have run, since it is they who register a module's parameters.
+        if {id(p) for p in trainable().values()} != {id(p) for p in self.parameters}:
+            raise CompileError("other parameters are trainable than at the start")
 
     def _captured(self, batch: Batch) -> GradientGraph:
         program, used = self._program(batch)

@@ -37,6 +37,10 @@ def draw(found: Found, problems: dict[str, Problem], folder: Path) -> None:
             panel(axis, problems[key], outcomes)
         for axis in axes[len(found) :]:
             axis.set_visible(False)
+        lines = {line.get_label(): line for axis in axes for line in axis.lines if panel is _elbos}
+        named = {label: line for label, line in lines.items() if not str(label).startswith("_")}
+        if named:  # one for all, where it hides nothing
+            figure.legend(named.values(), named, loc="outside lower center", ncols=len(named))
         figure.savefig(folder / f"{name}.png", dpi=130)
         plt.close(figure)
 
@@ -83,4 +87,3 @@ def _elbos(axis: Axes, problem: Problem, outcomes: list[Outcome]) -> None:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel("best ELBO − ELBO, nats per datum")
-    axis.legend(fontsize=7)

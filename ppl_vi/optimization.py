@@ -81,14 +81,15 @@ def _without_compiler() -> Iterator[None]:
     is not there, there is nothing to hide from.
     """
     add_group: Any = getattr(Optimizer.add_param_group, "__wrapped__", None)
-    if add_group is None or "torch._dynamo" in sys.modules:
+    known = hasattr(add_group, "__dynamo_disable")
+    if add_group is None or known or "torch._dynamo" in sys.modules:
         yield
         return
     add_group.__dynamo_disable = add_group
     try:
         yield
     finally:
-        del add_group.__dynamo_disable
+        vars(add_group).pop("__dynamo_disable", None)
 
 
 def _default(parameters: list[Tensor], steps: int) -> LRScheduler:

@@ -157,7 +157,7 @@ class _Runner:
         return [python, "-m", "peers.child", *words, *["--quick"] * plan.quick]
 
     def _environment(self, peer: Peer) -> dict[str, str]:
-        caches = self._folder / peer.module
+        caches = self._folder / peer.name.replace(", ", "-")
         return {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -18,7 +18,6 @@ from ppl_vi.compilation.graphs import functional
 from ppl_vi.compilation.products import with_fast_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
-from ppl_vi.observing import memory_of
 from ppl_vi.optimization import Stepper, TorchStepper
 from ppl_vi.runners import EagerRunner, Taken
 from ppl_vi.streaming import Stream
@@ -108,17 +107,18 @@ class BlockRunner:
         if self._eager.done >= self._next_check:
             self._next_check *= _LATER if count > 1 else _LATER_WATCHED
             self._graphs.check(self._stream.batch(self._stream.usual()))
+        if self._stepper.options() != self._options:
+            raise CompileError("the optimizer's options have changed")
         taken: list[Taken] = []
         groups = self._stream.runs(count)
         for number, rows in enumerate(groups):
             try:
-                shape = self._shape(rows[0])
+                taken += self._run(self._shape(rows[0]), rows)
             except CompileError:
                 self._stream.give_back(groups[number:])
                 if taken:
                     break
                 raise
-            taken += self._run(shape, rows)
         return taken
 
     def hand_over(self) -> EagerRunner:
@@ -128,11 +128,15 @@ class BlockRunner:
 
     def _run(self, shape: _Shape, rows: Sequence[Tensor]) -> list[Taken]:
         self._flat.read()
-        if self._stepper.options() != self._options:
-            raise CompileError("the optimizer's options have changed")
         carried, fixed = self._block(shape, rows, self._stepper.rates(len(rows)))
         with repeatable_draws() as again:
-            after = shape.run(carried, fixed)
+            try:
+                after = shape.run(carried, fixed)
+            except RuntimeError as error:
+                again()
+                self._stepper.use_rates(0)
+                reason = str(error).splitlines()[0]
+                raise CompileError(f"its operations cannot be repeated ({reason})") from error
             step, moved = after.position.tolist()
             if moved < step and not self._skips:
                 good = step - 1
@@ -226,7 +230,7 @@ class BlockRunner:
         changed = [captured.tensors[number] for number in captured.changed]
         others = [t for n, t in enumerate(captured.held, first) if n not in captured.changed]
         shared = _memory([*self._flat.live, *changed]) & _memory(others)
-        if shared or len(_memory(changed)) < len(changed):
+        if shared or len(_memory(changed)) < sum(tensor.numel() > 0 for tensor in changed):
             raise CompileError(
                 "the program holds a tensor that shares its memory with a parameter or a buffer, and "
                 "would not see it move (use the parameter itself, not its .data or .detach())"
@@ -279,4 +283,4 @@ def _of_torch(stepper: Stepper) -> TorchStepper:
 
 
 def _memory(tensors: Sequence[Tensor]) -> set[int]:
-    return {memory_of(tensor) for tensor in tensors if tensor.numel()}
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}

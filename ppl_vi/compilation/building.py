@@ -76,7 +76,7 @@ class Builds:
             _LOADED[key] = found
             self.loaded += 1
         else:
-            _LOADED[key] = _load(_compile(graph(), inputs, key), device)
+            _LOADED[key] = _load(_compile(graph, inputs, key), device)
             self.compiled += 1
         self.seconds += time.perf_counter() - started
         return _LOADED[key]
@@ -94,7 +94,8 @@ def _key(code: str, inputs: Sequence[Tensor]) -> str:
     kinds = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in inputs]
     where = torch.__version__, torch.get_num_threads(), _processor()
     device = [torch.cuda.get_device_name(t.device) for t in inputs if t.is_cuda][:1]
-    every = code, kinds, where, device, _OPTIONS, _own_code()
+    dtype = torch.get_default_dtype()
+    every = code, kinds, where, device, dtype, _OPTIONS, _own_code()
     return hashlib.sha256(repr(every).encode()).hexdigest()[:32]
 
 
@@ -141,7 +142,7 @@ def _load(library: Path, device: torch.device) -> Compiled:
     return lambda inputs: runner.run(list(inputs))
 
 
-def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
+def _compile(graph: Callable[[], GraphModule], inputs: Sequence[Tensor], key: str) -> Path:
     """Compile into a folder of its own, and move that to its place when it is whole."""
     from torch._inductor import aot_compile
 
@@ -156,7 +157,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], key: str) -> Path:
     try:
         with _COMPILING, _quiet(), lasting_tensors():
             options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
-            aot_compile(graph, tuple(inputs), options=options)
+            aot_compile(graph(), tuple(inputs), options=options)
         _tidy(made)
         _replace(made, root / key)
     except Exception as error:

@@ -85,8 +85,8 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
         # Recorded on the very tensors that the program holds, so that its parameters are inputs.
         graph, written, addresses = record(program, inputs)
     graph = without_constant_masks(without_checks(simplified(graph, written)))
+    refuse_unknown_shapes(graph)  # of dead code too: a shape may have become a Python number
     graph.graph.eliminate_dead_code()
-    refuse_unknown_shapes(graph)
     held = lift_tensors(graph)
     every = (*inputs, *held)
     changed = tuple(number for number, tensor in enumerate(every) if memory_of(tensor) in addresses)

@@ -26,9 +26,11 @@ def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
         if id(tensor) not in found:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(node.target)
+            last.meta = dict(node.meta)
             found[id(tensor)] = tensor, last
         node.replace_all_uses_with(found[id(tensor)][1])
         graph.graph.erase_node(node)
+        delattr(graph, node.target)  # a copy of the graph is no copy of the tensors
     graph.recompile()
     return tuple(tensor for tensor, _ in found.values())
 

@@ -171,10 +171,11 @@ class _Loop:
     def _renamed(self, line: _Line) -> None:
         if line.old in self._arguments:
             raise _UnknownError
-        if self._lasts(line.old) and line.old not in self._views:
-            self.before.append(f"auto& {line.new} = {line.old};")
+        if self._lasts(line.old):  # not moved from: it is there in the next turn too
+            first = self._stays(line.old) or line.old not in self._views
+            (self.before if first else self.within).append(f"auto& {line.new} = {line.old};")
         else:
-            (self.before if self._stays(line.old) else self.within).append(line.text)
+            self.within.append(line.text)
 
     def _freed(self, line: _Line) -> None:
         name = line.old

@@ -47,6 +47,8 @@ def refuse_unknown_shapes(graph: GraphModule) -> None:
         call: Any = node.target
         if node.op != "call_function" or not isinstance(call, torch._ops.OpOverload):
             continue
+        if node.meta.get("constant"):
+            continue
         if call is aten.index.Tensor:
             unknown = any(isinstance(i, Node) and _dtype(i) == torch.bool for i in node.args[1])
         else:

@@ -32,12 +32,14 @@ class Kind(NamedTuple):
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    conjugate: bool
+    negative: bool
     memory: int
     offset: int
 
     def like(self, other: Kind) -> bool:
         """Whether both are laid out in the same way."""
-        return self[:4] == other[:4]
+        return self[:6] == other[:6]
 
 
 class Recorded(NamedTuple):
@@ -80,6 +82,7 @@ class _Memories:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._next = count()
+        self._alive: list[Tensor] = []
         self.outside: set[int] = set()
 
     def of(self, tensor: Tensor) -> int:
@@ -92,6 +95,7 @@ class _Memories:
         if address in self.outside:
             return False
         self.outside.add(address)
+        self._alive.append(tensor)
         self._numbers[address] = next(self._next)
         return True
 
@@ -132,7 +136,9 @@ class _Recorder(Observer):
             func, args = declared_batch_norm(*args)
         given = _tensors((args, kwargs))
         for tensor in given:
-            self._meet(tensor)
+            self._meet(tensor, literal=func is aten.lift_fresh.default)
+        if reason := _refused(func):
+            raise CompileError(f"{user_line(sys._getframe(1))} {reason}")
         constant = self._is_constant(func, given)
         if torch.Tag.data_dependent_output in func.tags:
             if constant:
@@ -142,6 +148,7 @@ class _Recorder(Observer):
                 f"{line} turns a tensor into a Python number (.item(), bool(), if, float())"
             )
         node = self._written_down(func, args, kwargs)
+        node.meta["constant"] = constant
         found = func(*args, **kwargs)
         self._note_changes(written(func, args, kwargs), constant)
         made = _outputs(self._graph, node, found)
@@ -171,15 +178,16 @@ class _Recorder(Observer):
             self._told(value, self._graph.get_attr(name))
         return self._nodes[value]
 
-    def _meet(self, tensor: Tensor) -> None:
-        """Take a tensor from outside for constant until the program changes it."""
-        if tensor not in self._nodes and self._memories.meet(tensor):
+    def _meet(self, tensor: Tensor, literal: bool = False) -> None:
+        """Take up a tensor from outside; one made of Python numbers is constant until it is changed."""
+        if tensor not in self._nodes and self._memories.meet(tensor) and literal:
             self._constant.add(self._memories.of(tensor))
 
     def _told(self, tensor: Tensor, node: Node) -> None:
         own = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        bits = tensor.is_conj(), tensor.is_neg()
         memory = self._memories.of(tensor)
-        node.meta["val"] = Kind(*own, memory, int(tensor.storage_offset()))
+        node.meta["val"] = Kind(*own, *bits, memory, int(tensor.storage_offset()))
         self._nodes[tensor] = node
 
     def _is_constant(self, func: Any, given: Sequence[Tensor]) -> bool:
@@ -204,6 +212,15 @@ def declared_batch_norm(*args: Any) -> tuple[Any, tuple[Any, ...]]:
     if mean is None:
         return aten._native_batch_norm_legit.no_stats, (tensor, weight, bias, *options)
     return aten._native_batch_norm_legit.default, args
+
+
+def _refused(func: Any) -> str:
+    """Why an operation cannot be written down; empty if it can."""
+    if func is aten.cudnn_batch_norm.default:
+        return "calls cuDNN's batch norm, which changes buffers without declaring it"
+    if torch.is_inference_mode_enabled():
+        return "runs in torch.inference_mode(), where torch does not tell its operations apart"
+    return ""
 
 
 def _tensors(arguments: Any) -> list[Tensor]:

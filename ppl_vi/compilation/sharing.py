@@ -23,7 +23,7 @@ _CHEAP = (
     aten.mul.Tensor,
     aten.neg.default,
     aten._to_copy.default,
-    aten.view.default,
+    aten.reshape.default,
     aten.squeeze.dim,
     aten.unsqueeze.default,
     aten.select.int,
@@ -47,6 +47,9 @@ def with_shared_values(graph: GraphModule) -> GraphModule:
     _teach_compiler()
     for node in list(graph.graph.nodes):
         _spread_late(node)
+    for node in graph.graph.nodes:
+        if node.target is aten.view.default:  # what is spread late is not laid out as it was
+            node.target = aten.reshape.default
     costly: set[Node] = set()
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or _size(node) != 1:
@@ -62,6 +65,8 @@ def _spread_late(node: Node) -> None:
     """Compute on tensors as they were before ``expand``, and expand the result."""
     tags = getattr(node.target, "tags", ())
     value, inputs = node.meta.get("val"), node.all_input_nodes
+    if torch.Tag.nondeterministic_seeded in tags:  # each element has a draw of its own
+        return
     if torch.Tag.pointwise not in tags or not inputs or not isinstance(value, Tensor):
         return
     small = {tensor: _before_spread(tensor) for tensor in inputs}

@@ -185,6 +185,9 @@ class Step:
         start = 0
         for number, (size, update) in enumerate(self.groups):
             before = [next(states) for _ in update.names]
+            if size == 0:
+                moved += before
+                continue
             after: list[list[Tensor]] = [[] for _ in update.names]
             done = 0
             while done < size:

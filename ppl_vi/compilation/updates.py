@@ -105,7 +105,8 @@ class MomentumUpdate(Update):
 
 def update_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Update | None:
     """How a group of an optimizer is updated; ``None`` where only torch knows."""
-    options = {name: value for name, value in group.items() if name != "params"}
+    left_out = ("params", "lr", "initial_lr")
+    options = {name: value for name, value in group.items() if name not in left_out}
     if _watched(optimizer):
         return None
     # Subclasses may do anything.

@@ -160,7 +160,11 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
         transform = biject_to(support)
     except NotImplementedError:
         return []
-    unconstrained = torch.zeros_like(transform.inv(value.detach()))  # for its shape
+    try:  # torch needs half a second for the shape alone, the first time
+        shape = transform.inv(value.detach()).shape
+    except (ValueError, RuntimeError):
+        shape = transform.inverse_shape(value.shape)
+    unconstrained = torch.zeros(shape, dtype=value.dtype, device=value.device)
     return [transform(unconstrained + shift) for shift in (-4.0, 4.0)]
 
 

@@ -194,3 +194,115 @@ def test_nothing_of_a_fit_is_left_in_the_random_state() -> None:
     with forked_rng(seed=3):
         two = torch.rand(1)
     assert math.isclose(one.item(), two.item())
+
+
+class Coder(torch.nn.Module):
+    """Two hidden layers each way, so that the compiler uses memory again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = self._layers(6, 4)
+        self.decode = self._layers(2, 6)
+
+    @staticmethod
+    def _layers(given: int, made: int) -> torch.nn.Module:
+        sizes = [torch.nn.Linear(given, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, made)]
+        return torch.nn.Sequential(sizes[0], torch.nn.Tanh(), sizes[1], torch.nn.Tanh(), sizes[2])
+
+
+def of_coder() -> dict[str, Any]:
+    torch.manual_seed(0)
+    coder, x = Coder(), torch.randn(40, 6)
+
+    def decoded(x: Tensor) -> None:
+        pyro.module("decode", coder.decode)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(coder.decode(z), 1.0).to_event(1), obs=x)
+
+    def encoded(x: Tensor) -> None:
+        pyro.module("encode", coder.encode)
+        with pyro.plate("rows", len(x)):
+            loc, scale = coder.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return {"model": decoded, "guide": encoded, "data": x}
+
+
+def of_outside_matrix() -> dict[str, Any]:
+    torch.manual_seed(0)
+    matrix, y = torch.randn(5, 3), torch.randn(5, 2)
+
+    def product(y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(torch.mm(matrix, weight), 1.0).to_event(2), obs=y)
+
+    return {"model": product, "guide": "normal", "data": y}
+
+
+def of_spread_values() -> dict[str, Any]:
+    def spread(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        spread = scale.log().expand(23, 2).exp().reshape(-1)
+        pyro.sample("x", dist.Normal(0.0, spread[:23]).to_event(1), obs=x)
+
+    return {"model": spread, "guide": "normal", "data": X}
+
+
+@pytest.mark.parametrize("setting", [of_coder, of_outside_matrix, of_spread_values])
+def test_compiled_as_eager(setting: Callable[[], dict[str, Any]]) -> None:
+    eager, compiled = (
+        fit(**setting(), steps=12, compile=how, seed=0, progress=False) for how in (False, True)
+    )
+    assert compiled.execution.mode == "compiled"
+    same(compiled, eager, 1e-4)
+
+
+def test_an_empty_group_of_parameters() -> None:
+    def with_empty(tensors: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam([{"params": tensors}, {"params": []}], lr=0.01)
+
+    captured = run(optimizer=with_empty)
+    assert captured.execution.mode == "captured"
+    same(captured, run(optimizer=with_empty, compile=False))
+
+
+def test_data_that_lie_in_columns() -> None:
+    def flattened(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        pyro.sample("x", dist.Normal(loc, 1.0).expand([12]).to_event(1), obs=x.t().view(-1))
+
+    columns = torch.arange(12.0).view(4, 3).t()
+    same(run(flattened, columns), run(flattened, columns, compile=False))
+
+
+def test_a_number_read_from_an_outside_tensor_is_told() -> None:
+    weight = torch.tensor(1.0)
+
+    def weighted(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=weight.item()):
+            model(x)
+
+    with pytest.raises(CompileError, match=r"weight\.item\(\)"):
+        run(weighted, compile=True)
+    assert run(weighted).execution.mode == "eager"
+
+
+def test_memory_shared_by_an_array_is_told() -> None:
+    array = torch.tensor([1.0]).numpy()
+    twin = torch.from_numpy(array)
+
+    def shared(x: Tensor) -> None:
+        loc = pyro.param("m", lambda: torch.from_numpy(array))
+        at = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + at + twin, 1.0), obs=x)
+
+    result = run(shared)
+    assert result.execution.mode == "eager" and "shares its memory" in result.execution.reason
+
+
+def test_another_learning_rate_is_not_compiled_again() -> None:
+    rates = [partial(torch.optim.Adam, lr=rate) for rate in (0.1, 0.03)]
+    results = [run(compile=True, optimizer=optimizer) for optimizer in rates]
+    assert results[1].execution.compilations == 0

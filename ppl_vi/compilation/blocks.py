@@ -243,9 +243,10 @@ class BlockRunner:
 
         def loop() -> GraphModule:
             # Copies: what a loop is traced on may not share memory, which the program's tensors may.
-            own = [each.of([t.clone() for t in each.tensors()]) for each in (carried, fixed)]
+            first = carried.of([tensor.clone() for tensor in carried.tensors()])
+            still = fixed.of([tensor.clone() for tensor in fixed.tensors()])
             step = replace(shape.step, graph=functional(graph, captured.tensors, captured.changed))
-            return looped(step, *own)
+            return looped(step, first, still)
 
         compiled = builds.build(
             f"{graph.code}{shape.step}", loop, [*carried.tensors(), *fixed.tensors()]

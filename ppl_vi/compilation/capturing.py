@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ class Captured:
     @property
     def num_outputs(self) -> int:
         """Of the program."""
-        return len(self.graph.graph.output_node().args[0])
+        outputs: Any = self.graph.graph.output_node().args[0]
+        return len(outputs)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -80,8 +80,9 @@ def _is_by_vector(product: Node) -> bool:
     """Whether a matrix that lies row by row is multiplied by one vector."""
     factors: Any = product.args
     a, b = (factor.meta["val"] for factor in factors)
-    rows = a.strides == (a.shape[1], 1) and a.shape[1] >= _LANES
-    return rows and b.shape[1] == 1 and a.dtype == torch.float32 and a.device.type == "cpu"
+    rows: bool = a.strides == (a.shape[1], 1) and a.shape[1] >= _LANES
+    kind: bool = a.dtype == torch.float32 and a.device.type == "cpu"
+    return rows and kind and int(b.shape[1]) == 1
 
 
 def _write_out(product: Node) -> None:

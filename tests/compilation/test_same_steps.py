@@ -1,7 +1,7 @@
 """Captured and compiled steps are the eager ones: the same draws give the same bound and gradient.
 
 Losses of a short run compare bounds in every step; they would part after the first step if gradients
-differed. Captured steps call the operations that eager ones call: they agree to the optimizer's rounding.
+differed. Captured steps call the operations of eager ones: they agree to the rounding of an optimizer.
 """
 
 from collections.abc import Callable

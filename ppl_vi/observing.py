@@ -40,13 +40,17 @@ def memory_of(tensor: Tensor) -> int:
     return address
 
 
+def by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation by the names that it declares."""
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The arguments that an operation declares to change in place."""
-    declared = func._schema.arguments
     if not func._schema.is_mutable:
         return []
-    names = [argument.name for argument in declared]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given, declared = by_name(func, args, kwargs), func._schema.arguments
     changed = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
     leaves = [leaf for name in changed for leaf in tree_leaves(given.get(name))]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

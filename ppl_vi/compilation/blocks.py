@@ -252,12 +252,12 @@ class BlockRunner:
             f"{graph.code}{shape.step}", loop, [*carried.tensors(), *fixed.tensors()]
         )
         shape = replace(shape, compiled=compiled)
-        self._check_compiler(shape, rows)
+        self._check_compiler(shape, carried, fixed)
         return shape
 
-    def _check_compiler(self, shape: _Shape, rows: Tensor) -> None:
+    @staticmethod
+    def _check_compiler(shape: _Shape, carried: Carried, fixed: Fixed) -> None:
         """Raise CompileError unless a compiled step does what the same step does uncompiled."""
-        carried, fixed = self._block(shape, [rows], [self._stepper.now()])
         with repeatable_draws() as again:
             plain = shape.plainly(carried, fixed)
             again()

@@ -25,8 +25,8 @@ from ppl_vi.runners import EagerRunner, Runner, Taken
 Wish = Literal["auto", True, False]
 Mode = Literal["eager", "captured", "compiled"]
 
-
 _MANY_NUMBERS = 20_000
+"""Parameters' entries; so many are moved faster in place, by torch's own optimizers."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,6 @@ class Execute:
     ) -> None:
         """Take whole blocks of steps, or else the loss alone."""
         live = [graph.parameters[i] for i in graph.used]
-        # Uncompiled, torch's optimizers move many numbers faster, since they do so in place.
         few = builds is not None or sum(tensor.numel() for tensor in live) < _MANY_NUMBERS
         if few and self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
             self._runner = BlockRunner(graphs, self._eager, stops, builds, self._repays)

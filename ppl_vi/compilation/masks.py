@@ -61,8 +61,7 @@ def refuse_unknown_shapes(graph: GraphModule) -> None:
 
 
 def _dtype(node: Node) -> Any:
-    value = node.meta.get("val", node.meta.get("tensor_meta"))
-    return getattr(value, "dtype", None)
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _constant(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:

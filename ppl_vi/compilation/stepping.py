@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ppl_vi.compilation.sharing import with_shared_values
 from ppl_vi.compilation.updates import Update
 
 _LARGE = 50_000
-"""Entries of a parameter that is updated by itself."""
+"""Entries of a parameter updated by itself: a copy of its gradient would take as long as its update."""
 
 
 class Carried(NamedTuple):
@@ -138,15 +139,14 @@ class Step:
         left: Tensor = step < fixed.num_steps
         return left if self.skips else left & (moved == step)
 
+    @cached_property
     def _pieces(self) -> list[list[int]]:
         """Which parameters are updated together: neighbours in a group, but for large ones."""
         pieces: list[list[int]] = []
         ends = set(accumulate(size for size, _ in self.groups))
         done, alone = 0, True
         for number, shape in enumerate(self.shapes):
-            large = (
-                shape.numel() >= _LARGE
-            )  # a copy of its gradient would take as long as its update
+            large = shape.numel() >= _LARGE
             if alone or large or done in ends:
                 pieces.append([])
             pieces[-1].append(number)
@@ -172,7 +172,7 @@ class Step:
         loss, *rest = self.graph(*parameters, *data, *others)
         own = iter(rest)  # the graph's order of parameters, which need not be that of the groups
         gradients = {i: next(own).reshape(-1) for i in self.parameters if i is not None}
-        pieces = [[gradients[i] for i in piece] for piece in self._pieces()]
+        pieces = [[gradients[i] for i in piece] for piece in self._pieces]
         return loss, list(map(_joined, pieces)), list(own)
 
     def _updated(

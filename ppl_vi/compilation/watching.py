@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.errors import CompileError, GuideError, ModelError
-from ppl_vi.observing import Observer, written
+from ppl_vi.observing import Observer, by_name, written
 
 _ENGINE = tuple(
     str(Path(module.__file__ or "").parent) for module in (torch, pyro, np, sys.modules["ppl_vi"])
@@ -113,8 +113,7 @@ def _undeclared(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The buffers that operations change without declaring it."""
     if func not in _UNDECLARED:
         return []
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = by_name(func, args, kwargs)
     buffers = [given.get(name) for name in ("running_mean", "running_var")]
     return [buffer for buffer in buffers if isinstance(buffer, Tensor)]
 
@@ -122,8 +121,8 @@ def _undeclared(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 def _reason(error: BaseException) -> str:
     """Why the capture failed: the line of the program, the site, and what torch said."""
     cause = _first_cause(error)
-    said = str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else ""
-    said = f"cannot be captured ({type(cause).__name__}: {said})"
+    first = str(cause).strip().partition("\n")[0].rstrip(".")
+    said = f"cannot be captured ({type(cause).__name__}: {first})"
     line = _line_of(cause.__traceback__) or _line_of(error.__traceback__)
     if line:
         return f"{line} {said}"

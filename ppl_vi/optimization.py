@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 OptimizerChoice = Callable[[Any], Any] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
@@ -92,6 +94,52 @@ def _without_compiler() -> Iterator[None]:
         vars(add_group).pop("__dynamo_disable", None)
 
 
+def _fuse(optimizer: Optimizer) -> None:
+    """Let Adam move all parameters in one pass, where the user left the way to torch.
+
+    It is what torch does on a GPU; on a CPU its own choice is ten passes over each parameter.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        open_choice = group["foreach"] is None and group["fused"] is None
+        plain = all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"])
+        if open_choice and plain and not (group["capturable"] or group["differentiable"]):
+            group["fused"] = True
+
+
+def _step(optimizer: Optimizer) -> None:
+    """A step of the optimizer that does not load torch's compiler, if that is not there yet.
+
+    torch loads it, which takes a second, in order to hide the step from it.
+    """
+    bare = (
+        None if "torch._dynamo" in sys.modules or is_watched(optimizer) else _bare_step(optimizer)
+    )
+    if bare is None:
+        optimizer.step()
+        return
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks for
+    with torch.no_grad():
+        bare(optimizer)
+
+
+def _bare_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
+    """The step inside torch's wrappers; ``None`` where they are not those that are known."""
+    step: Any = type(optimizer).step
+    for wrapper in ("profile_hook_step.<locals>.wrapper", "for_differentiable.<locals>._use_grad"):
+        if not getattr(step, "__code__", _bare_step.__code__).co_qualname.endswith(wrapper):
+            return None
+        step = inspect.getclosurevars(step).nonlocals["func"]
+    return None if optimizer.defaults.get("differentiable") else step
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether someone asked to be called at every step."""
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return any((*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
+
+
 def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
     adam = torch.optim.Adam(parameters, lr=INITIAL_RATE, betas=(0.9, 0.99))
     decay = (FINAL_RATE / INITIAL_RATE) ** (1 / max(1, steps))
@@ -108,6 +156,7 @@ class TorchStepper:
     def __init__(self, made: Optimizer | LRScheduler, parameters: Mapping[str, Tensor]) -> None:
         self._scheduler = made if isinstance(made, LRScheduler) else None
         self.optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
+        _fuse(self.optimizer)
         self._known = set(parameters)
         self._ahead: list[list[float]] = []
         self._before: tuple[Any, list[dict[str, Any]]] = ({}, [])
@@ -121,7 +170,7 @@ class TorchStepper:
         ):  # a branch of the program met for the first time
             self.optimizer.add_param_group({"params": [parameters[name]]})
             self._known.add(name)
-        self.optimizer.step()
+        _step(self.optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(loss)
         elif self._scheduler is not None:

@@ -103,6 +103,38 @@ def test_a_schedule_moves_once_a_step_and_begins_anew_in_every_fit(name, again):
         torch.testing.assert_close(moves(SCHEDULES[name], 4), torch.tensor([1.0, 0.5, 0.25, 0.125]))
 
 
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, True),
+        ({"foreach": False}, None),
+        ({"fused": False}, False),
+        ({"capturable": True}, None),
+    ],
+)
+def test_adam_moves_all_parameters_at_once_unless_told_otherwise(options, fused):
+    made = []
+
+    def make(parameters):
+        made.append(torch.optim.Adam(parameters, lr=0.1, **options))
+        return made[-1]
+
+    fit(model, guide, X, optimizer=make, steps=2, progress=False, compile=False)
+    assert made[0].param_groups[0]["fused"] is fused
+
+
+def test_steps_are_those_of_torch_where_someone_listens_to_them():
+    heard = []
+
+    def make(parameters):
+        adam = torch.optim.Adam(parameters, lr=0.1)
+        adam.register_step_post_hook(lambda *_: heard.append(1))
+        return adam
+
+    fit(model, guide, X, optimizer=make, steps=120, progress=False)
+    assert len(heard) == 120
+
+
 def test_plateau_schedulers_see_the_loss():
     """The loss falls all the time; a scheduler that waits for it to rise cuts the rate at once."""
     rising = lambda p: ReduceLROnPlateau(  # noqa: E731

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.compilation.building import Builds, Compiled, cache_folder
+from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.capturing import Captured, repeatable_draws
 from ppl_vi.compilation.flat import FlatParameters
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
-from ppl_vi.compilation.products import with_fast_products
+from ppl_vi.compilation.products import with_written_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
 from ppl_vi.optimization import Stepper, TorchStepper
@@ -238,7 +238,7 @@ class BlockRunner:
 
     def _compiled(self, shape: _Shape, rows: Tensor, builds: Builds) -> _Shape:
         captured = shape.graph.captured
-        graph = with_fast_products(captured.graph, cache_folder())
+        graph = with_written_products(captured.graph)
         carried, fixed = self._block(shape, [rows], [self._stepper.now()])
 
         def loop() -> GraphModule:

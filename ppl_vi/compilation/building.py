@@ -12,10 +12,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -155,7 +157,7 @@ def _compile(graph: Callable[[], GraphModule], inputs: Sequence[Tensor], key: st
     except OSError as error:
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
-        with _COMPILING, _quiet(), lasting_tensors():
+        with _COMPILING, _quiet(), _side_by_side(), lasting_tensors():
             options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
             aot_compile(graph(), tuple(inputs), options=options)
         _tidy(made)
@@ -197,6 +199,30 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _side_by_side() -> Iterator[None]:
+    """Within it the C++ of the loop is compiled beside that of its kernels, not before."""
+    try:
+        from torch._inductor.cpp_builder import CppBuilder
+
+        build: Any = CppBuilder.build
+    except (ImportError, AttributeError):
+        yield
+        return
+    running: list[Future[None]] = []
+
+    def beside(builder: Any) -> None:
+        if str(getattr(builder, "_name", "")).endswith(".wrapper"):
+            running.append(pool.submit(build, builder))
+            return
+        build(builder)
+        while running:  # whoever comes next may need it
+            running.pop().result()
+
+    with ThreadPoolExecutor(1) as pool, patch.object(CppBuilder, "build", beside):
+        yield
 
 
 def _tidy(made: Path) -> None:

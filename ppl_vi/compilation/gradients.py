@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ppl_vi.compilation.building import cache_folder
 from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
+from ppl_vi.compilation.products import with_fast_products
 from ppl_vi.compilation.watching import Undo
 from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
@@ -82,6 +84,7 @@ class GradientGraphs:
         with forked_rng(), Undo():
             program()  # what is found out once about batches of this shape is no part of a step
         captured = capture(program, (*self.parameters, *batch.tensors))
+        captured = replace(captured, graph=with_fast_products(captured.graph, cache_folder()))
         return GradientGraph(captured, self.parameters, tuple(used))
 
     def _program(self, batch: Batch) -> tuple[Program, list[int]]:

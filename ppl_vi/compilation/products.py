@@ -64,10 +64,18 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
                 product.meta["val"] = total.meta["val"] = node.meta["val"]
                 node.replace_all_uses_with(total)
                 nodes.erase_node(node)
-        elif node.target is aten.mm.default and _is_by_vector(node):
-            _write_out(node)
         elif node.target is aten.mm.default and _is_faster(list(node.args), folder):
             node.target = torch.ops.ppl_vi.product.default
+    graph.recompile()
+    return graph
+
+
+def with_written_products(graph: GraphModule) -> GraphModule:
+    """A graph whose products of a matrix with one vector are sums, for a compiler to work on."""
+    graph = copy.deepcopy(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is aten.mm.default and _is_by_vector(node):
+            _write_out(node)
     graph.recompile()
     return graph
 

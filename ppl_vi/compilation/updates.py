@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ppl_vi.adam import adam
+from ppl_vi.optimization import is_watched
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def update_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Update | None:
     """How a group of an optimizer is updated; ``None`` where only torch knows."""
     left_out = ("params", "lr", "initial_lr")
     options = {name: value for name, value in group.items() if name not in left_out}
-    if _watched(optimizer):
+    if is_watched(optimizer):
         return None
     # Subclasses may do anything.
     if type(optimizer) in (Adam, AdamW) and not options["amsgrad"]:
@@ -116,8 +117,3 @@ def update_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Update | None:
     if type(optimizer) is SGD:
         return MomentumUpdate(options, ("momentum_buffer",) if options["momentum"] else ())
     return None
-
-
-def _watched(optimizer: Optimizer) -> bool:
-    """Whether someone asked to be called at every step."""
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

@@ -134,15 +134,20 @@ def model(y):
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
 
-result = fit(model, "normal", torch.randn(20), steps=500, compile="auto", progress=False)
-assert result.execution.mode == "captured", result.execution
+result = fit(model, "normal", torch.randn(20), steps=200, compile={compile}, progress=False)
+assert result.execution.mode == "{mode}", result.execution
 print([name for name in ("torch._dynamo", "sympy", "arviz", "pandas") if name in sys.modules])
 """
 
 
-def test_a_short_fit_loads_no_compiler() -> None:
+@pytest.mark.parametrize(("compile", "mode"), [("'auto'", "captured"), ("False", "eager")])
+def test_a_short_fit_loads_no_compiler(compile: str, mode: str) -> None:
     """Which would take longer than its steps."""
+    code = _LEAN.format(compile=compile, mode=mode)
     done = subprocess.run(
-        [sys.executable, "-c", _LEAN], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error::UserWarning:torch", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -8,6 +8,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -113,9 +115,10 @@ def _step(optimizer: Optimizer) -> None:
 
     torch loads it, which takes a second, in order to hide the step from it.
     """
-    bare = (
-        None if "torch._dynamo" in sys.modules or is_watched(optimizer) else _bare_step(optimizer)
-    )
+    own = vars(optimizer).get("step")
+    theirs = own is not None and not hasattr(own, "_wrapped_by_lr_sched")
+    usual = theirs or is_watched(optimizer) or optimizer.defaults.get("differentiable")
+    bare = None if usual or "torch._dynamo" in sys.modules else _bare_step(type(optimizer))
     if bare is None:
         optimizer.step()
         return
@@ -124,14 +127,16 @@ def _step(optimizer: Optimizer) -> None:
         bare(optimizer)
 
 
-def _bare_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
+@cache
+def _bare_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any] | None:
     """The step inside torch's wrappers; ``None`` where they are not those that are known."""
-    step: Any = type(optimizer).step
+    step: Any = kind.step
     for wrapper in ("profile_hook_step.<locals>.wrapper", "for_differentiable.<locals>._use_grad"):
-        if not getattr(step, "__code__", _bare_step.__code__).co_qualname.endswith(wrapper):
+        if not isinstance(step, FunctionType) or not step.__code__.co_qualname.endswith(wrapper):
             return None
         step = inspect.getclosurevars(step).nonlocals["func"]
-    return None if optimizer.defaults.get("differentiable") else step
+    own: Callable[[Optimizer], Any] = step
+    return own
 
 
 def is_watched(optimizer: Optimizer) -> bool:

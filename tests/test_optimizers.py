@@ -109,7 +109,6 @@ def test_a_schedule_moves_once_a_step_and_begins_anew_in_every_fit(name, again):
         ({}, True),
         ({"foreach": False}, None),
         ({"fused": False}, False),
-        ({"capturable": True}, None),
     ],
 )
 def test_adam_moves_all_parameters_at_once_unless_told_otherwise(options, fused):

@@ -17,3 +17,7 @@ class DataError(ValueError):
 
 class CompileError(Exception):
     """A step cannot be captured or compiled; the message says which line, site or operation why."""
+
+
+class ProgramChangedError(CompileError):
+    """The programs no longer do what was captured of them, so that some steps may be wrong."""

@@ -73,7 +73,8 @@ def fit(
 
     Args:
         model: a Pyro model. Discrete latents that the guide leaves out are summed out exactly.
-            If it has ``initial_values(data)``, a dict by site or parameter, guides start there.
+            If it has ``initial_values``, called like the model, guides start at the dict of values by
+            site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
             or an autoguide (instance or class).
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
@@ -147,9 +148,10 @@ def fit(
 
 @contextmanager
 def _state_kept(seed: int | None) -> Iterator[None]:
-    """Restore the default dtype and, where a seed is given, the random state."""
+    """Restore the default dtype and, where a seed is given, the random state; take gradients."""
     dtype = torch.get_default_dtype()
-    with nullcontext() if seed is None else forked_rng(seed=seed):
+    randomness = nullcontext() if seed is None else forked_rng(seed=seed)
+    with torch.inference_mode(False), torch.enable_grad(), randomness:
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 OptimizerChoice = Callable[[Any], Any] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
 
-INITIAL_RATE, FINAL_RATE = 0.05, 2e-5
+INITIAL_RATE, FINAL_RATE = 0.05, 5e-6
 
 
 class Stepper(Protocol):
@@ -44,7 +44,7 @@ def make_stepper(
     Args:
         optimizer: a ``torch.optim.Optimizer`` class; a factory that takes parameters and returns an
             optimizer or a scheduler around one; a Pyro optimizer or scheduler; or ``None`` for Adam
-            with a rate that falls geometrically from 0.05 to 2e-5 over the planned steps, so that
+            with a rate that falls geometrically from 0.05 to 5e-6 over the planned steps, so that
             posteriors of very different widths are all resolved.
         parameters: unconstrained, by name.
         steps: how many are planned.
@@ -105,9 +105,15 @@ def _fuse(optimizer: Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         open_choice = group["foreach"] is None and group["fused"] is None
-        plain = all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"])
+        plain = all(map(_is_plain, group["params"]))
         if open_choice and plain and not (group["capturable"] or group["differentiable"]):
             group["fused"] = True
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether torch's kernel of one pass does right by it."""
+    real = parameter.is_floating_point()
+    return parameter.device.type == "cpu" and real and parameter.is_contiguous()
 
 
 def _step(optimizer: Optimizer) -> None:
@@ -115,11 +121,8 @@ def _step(optimizer: Optimizer) -> None:
 
     torch loads it, which takes a second, in order to hide the step from it.
     """
-    own = vars(optimizer).get("step")
-    theirs = own is not None and not hasattr(own, "_wrapped_by_lr_sched")
-    usual = theirs or is_watched(optimizer) or optimizer.defaults.get("differentiable")
-    bare = None if usual or "torch._dynamo" in sys.modules else _bare_step(type(optimizer))
-    if bare is None:
+    bare = None if "torch._dynamo" in sys.modules else bare_step(optimizer)
+    if bare is None or optimizer.defaults.get("differentiable"):
         optimizer.step()
         return
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks for
@@ -127,22 +130,29 @@ def _step(optimizer: Optimizer) -> None:
         bare(optimizer)
 
 
+def bare_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
+    """The step that torch wrote for the optimizer, taken out of its wrappers.
+
+    ``None`` where someone else wrote it, replaced it or listens to it.
+    """
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    step: Any = type(optimizer).step
+    own = vars(optimizer).get("step", step)  # a scheduler's wrapper tells what it is around
+    if own is not step and getattr(own, "__wrapped__", None) is not step:
+        return None
+    if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
+        return None
+    return _unwrapped(step)
+
+
 @cache
-def _bare_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any] | None:
-    """The step inside torch's wrappers; ``None`` where they are not those that are known."""
-    step: Any = kind.step
+def _unwrapped(step: Any) -> Callable[[Optimizer], Any] | None:
+    """The function inside torch's two wrappers; ``None`` where they are not those that are known."""
     for wrapper in ("profile_hook_step.<locals>.wrapper", "for_differentiable.<locals>._use_grad"):
         if not isinstance(step, FunctionType) or not step.__code__.co_qualname.endswith(wrapper):
             return None
         step = inspect.getclosurevars(step).nonlocals["func"]
-    own: Callable[[Optimizer], Any] = step
-    return own
-
-
-def is_watched(optimizer: Optimizer) -> bool:
-    """Whether someone asked to be called at every step."""
-    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    return any((*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
+    return step if step.__module__.startswith("torch.optim.") else None
 
 
 def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
@@ -168,6 +178,12 @@ class TorchStepper:
 
     def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
         zero_grads(parameters.values())
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if (
+                    not parameter.requires_grad
+                ):  # frozen meanwhile: its last gradient is not to move it
+                    parameter.grad = None
 
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         for name in (
@@ -186,6 +202,9 @@ class TorchStepper:
         """Whether the schedule moves the learning rates alone, and is known before the losses are."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             return False
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self._scheduler is not None and any(isinstance(rate, Tensor) for rate in rates):
+            return False  # it is changed in place, with no way back
         before = self.options()
         self.rates(3)
         moved = self.options()

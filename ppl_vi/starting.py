@@ -56,7 +56,10 @@ def resolve_guide(
         isinstance(guide, type) and issubclass(guide, AutoGuide)
     ):
         if not callable(guide):
-            raise TypeError(f"guide: pass a name, a guide or an autoguide, not {guide!r}.")
+            raise TypeError(
+                f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
+                f"these are the data, they are the third argument: fit(model, 'normal', data)."
+            )
         return guide
     batch = _rows_from_all_over(source) if data_plates else source.whole()
     hidden = enumerable_sites(model, batch.args, batch.kwargs)

@@ -176,7 +176,7 @@ CASES: dict[str, Bad] = {
     "no latent": bad(ModelError, "no latent.*Give an unknown", model=no_latent, guide=lambda x: None),
     "no latent, named": bad(ModelError, "no latent.*Give an unknown", model=no_latent, guide="normal"),
     "unknown name": bad(ValueError, "'normale'.*'normal'", guide="normale"),
-    "not a guide": bad(TypeError, "guide.*name.*3", guide=3),
+    "not a guide": bad(TypeError, "guide.*name.*int", guide=3),
     "NaN": bad(DataError, "`data`.*NaN.*Drop", data=torch.tensor([1.0, float("nan")])),
     "NaN in a dict": bad(DataError, r"data\['x'\].*NaN", data={"x": np.array([1.0, np.nan])}),
     "infinite": bad(DataError, "'x'.*", data=torch.tensor([1.0, float("inf")])),

@@ -18,7 +18,7 @@ from ppl_vi.compilation.graphs import functional
 from ppl_vi.compilation.products import with_written_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
-from ppl_vi.optimization import Stepper, TorchStepper
+from ppl_vi.optimization import Stepper, TorchStepper, bare_step
 from ppl_vi.runners import EagerRunner, Taken
 from ppl_vi.streaming import Stream
 
@@ -26,9 +26,9 @@ BLOCK = 100
 """Steps in a block. A block begins at every multiple of it, wherever a run is cut."""
 
 _CLOSE = 1e-3
-_LATER, _LATER_WATCHED = 100, 4
-"""A check costs as much as a thousand compiled steps, so they become rare; less so where callbacks are
-called after every step, since they are what changes a program most."""
+_LATER, _LATER_WATCHED = 100, 2
+"""A check costs as much as a thousand compiled steps, so they become rare; less so, and from the first
+step on, where callbacks are called after every step, since they are what changes a program most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class BlockRunner:
         live = [graph.parameters[i] for i in graph.used]
         self._flat = FlatParameters(live, self._stepper.optimizer)
         self._options = self._stepper.options()
-        self._next_check = BLOCK
+        self._next_check = 1
         shape = self._plain(usual)
         self._shapes[len(usual)] = self._compiled(shape, usual, builds) if builds else shape
         for rows in self._stream.sizes():
@@ -104,11 +104,15 @@ class BlockRunner:
 
     def advance(self, count: int) -> list[Taken]:
         """Take that many steps, or fewer if the next ones cannot be captured."""
-        if self._eager.done >= self._next_check:
-            self._next_check *= _LATER if count > 1 else _LATER_WATCHED
-            self._graphs.check(self._stream.batch(self._stream.usual()))
+        self._graphs.refuse_thawed()
+        done = self._eager.done
+        if done >= self._next_check:
+            self._next_check = done * (_LATER if count > 1 else _LATER_WATCHED)
+            self._graphs.check(self._stream.batch(self._stream.usual()), done)
         if self._stepper.options() != self._options:
             raise CompileError("the optimizer's options have changed")
+        if bare_step(self._stepper.optimizer) is None:
+            raise CompileError("someone listens to the optimizer's steps")
         taken: list[Taken] = []
         groups = self._stream.runs(count)
         for number, rows in enumerate(groups):

@@ -25,7 +25,7 @@ class CapturedLoss:
     def __init__(self, graphs: GradientGraphs, builds: Builds | None = None) -> None:
         self._graphs, self._builds = graphs, builds
         self._compiled: dict[int, _CompiledGraph] = {}
-        self._calls, self._next_check = 0, 2
+        self._calls, self._next_check = 0, 1
 
     def __call__(self, batch: Batch) -> float:
         """The loss on a batch; sets the gradients of the parameters.
@@ -33,10 +33,11 @@ class CapturedLoss:
         Raises:
             CompileError: a batch of a new shape cannot be captured, or the programs have changed.
         """
-        self._calls += 1
+        self._graphs.refuse_thawed()
         if self._calls == self._next_check:
             self._next_check *= 2
-            self._graphs.check(batch)
+            self._graphs.check(batch, self._calls)
+        self._calls += 1
         graph = self._graphs.of(batch)
         inputs = (*graph.parameters, *batch.tensors)
         compiled = self._compiled.get(id(graph))  # batches of other sizes do not repay it
@@ -46,7 +47,9 @@ class CapturedLoss:
             reason = str(error).splitlines()[0]
             raise CompileError(f"its operations cannot be repeated ({reason})") from error
         for number, gradient in zip(graph.used, gradients, strict=True):
-            graph.parameters[number].grad = gradient
+            # Laid out as the parameter is, in memory of its own: optimizers change it in place.
+            parameter = graph.parameters[number]
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         return loss.item()
 
     def prepare(self, batch: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from ppl_vi.compilation.captured_loss import CapturedLoss
 from ppl_vi.compilation.costs import FEW_STEPS, compile_seconds, repays
 from ppl_vi.compilation.flat import can_be_flat
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
-from ppl_vi.errors import CompileError
+from ppl_vi.errors import CompileError, ProgramChangedError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
 from ppl_vi.runners import EagerRunner, Runner, Taken
@@ -136,10 +137,10 @@ class Execute:
         if self._graphs is None or self._mode == "eager":
             return
         try:
-            self._graphs.check(self._eager.stream.look())
+            self._graphs.check(self._eager.stream.look(), self._eager.done)
         except CompileError as reason:
-            self._reason = f"its last steps may be wrong, since {reason}"
-            self._tell(f"{self._mode}, but {self._reason}; pass compile=False")
+            self._reason = str(reason)
+            warnings.warn(f"{self._mode} steps: {reason}.", stacklevel=2)
 
     def _capture(
         self, objective: pyro.infer.ELBO, job: Job, parameters: Mapping[str, Tensor]
@@ -193,10 +194,14 @@ class Execute:
 
     def _fall_back(self, reason: CompileError) -> None:
         if self._wish is True:
+            remedy = "Correct it, or pass compile='auto' to run such steps eager."
+            changed = isinstance(reason, ProgramChangedError)  # it names its own remedy
             raise CompileError(
-                f"compile=True: {reason}. Correct it, or pass compile='auto' to run such steps eager."
+                f"compile=True: {reason}." if changed else f"compile=True: {reason}. {remedy}"
             ) from reason.__cause__
         self._tell(f"running eager, since {reason}")
+        if isinstance(reason, ProgramChangedError):  # what is wrong is said to everyone
+            warnings.warn(f"{self._mode} steps, now eager: {reason}.", stacklevel=2)
         if isinstance(self._runner, BlockRunner):
             self._runner.hand_over()
         self._eager.loss_and_grads = self._plainly

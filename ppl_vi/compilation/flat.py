@@ -18,9 +18,10 @@ def can_be_flat(parameters: Sequence[Tensor], stepper: Stepper) -> bool:
         return False
     known = (update_of(stepper.optimizer, group) for group in stepper.optimizer.param_groups)
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
-    moved = {id(p) for group in stepper.optimizer.param_groups for p in group["params"]}
-    all_moved = all(id(parameter) in moved for parameter in parameters)
-    return all(update is not None for update in known) and len(kinds) == 1 and all_moved
+    plain = all(p.is_floating_point() and p.is_contiguous() for p in parameters)
+    moved = [id(p) for group in stepper.optimizer.param_groups for p in group["params"]]
+    once = all(moved.count(id(parameter)) == 1 for parameter in parameters)
+    return all(update is not None for update in known) and len(kinds) == 1 and plain and once
 
 
 class FlatParameters:
@@ -69,6 +70,8 @@ class FlatParameters:
 
     def hand_over(self) -> None:
         """Give the optimizer its states, for it to go on with."""
+        if not self.updates:  # its own first step starts them
+            return
         live, states = iter(self.live), iter(self.states)
         for (size, update), _ in zip(self.groups, self._optimizer.param_groups, strict=True):
             own: list[Tensor] = []

@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from ppl_vi.compilation.building import cache_folder
 from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
+from ppl_vi.compilation.counting import numbers_of, refuse_counters
 from ppl_vi.compilation.products import with_fast_products
-from ppl_vi.compilation.watching import Undo
+from ppl_vi.compilation.watching import Undo, failing_as_uncaptured
 from ppl_vi.data import Batch
-from ppl_vi.errors import CompileError
+from ppl_vi.errors import CompileError, ProgramChangedError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
 from ppl_vi.parameters import trainable
@@ -51,6 +52,8 @@ class GradientGraphs:
         self.objective, self.job = objective, job
         self.parameters = tuple(parameters.values())
         self._graphs: dict[Hashable, GradientGraph] = {}
+        self._good = 0
+        self._asks = [(tensor, tensor.requires_grad) for tensor in self.parameters]
 
     @property
     def captures(self) -> int:
@@ -69,21 +72,45 @@ class GradientGraphs:
             self._graphs[shape] = self._captured(batch)
         return self._graphs[shape]
 
-    def check(self, batch: Batch) -> None:
-        """Raise CompileError if the programs have changed since they were captured."""
+    def refuse_thawed(self) -> None:
+        """Raise CompileError if a parameter was frozen or thawed since the start."""
+        if any(tensor.requires_grad is not asked for tensor, asked in self._asks):
+            raise CompileError("other parameters are trainable than at the start")
+
+    def check(self, batch: Batch, done: int) -> None:
+        """Look whether the programs are still those that were captured, after ``done`` steps.
+
+        Raises:
+            ProgramChangedError: they are not; the steps since the last look may be wrong.
+        """
+        try:
+            self._check(batch)
+        except CompileError as error:
+            raise ProgramChangedError(
+                f"{error}. Steps {self._good + 1} to {done} may have repeated an old value. Put "
+                f"what varies into a tensor and change it in place (weight.fill_(...)), or pass "
+                f"compile=False"
+            ) from error
+        self._good = done
+
+    def _check(self, batch: Batch) -> None:
         graph = self.of(batch)
         program, _ = self._program(batch)
         inputs = (*self.parameters, *batch.tensors)
-        check_same(replace(graph.captured, inputs=inputs), program)
+        with failing_as_uncaptured():
+            check_same(replace(graph.captured, inputs=inputs), program)
         # Now that the programs have run, since it is they who register a module's parameters.
         if {id(p) for p in trainable().values()} != {id(p) for p in self.parameters}:
             raise CompileError("other parameters are trainable than at the start")
 
     def _captured(self, batch: Batch) -> GradientGraph:
         program, used = self._program(batch)
-        with forked_rng(), Undo():
+        with forked_rng(), Undo(), failing_as_uncaptured():
             program()  # what is found out once about batches of this shape is no part of a step
+        before = numbers_of(self.job.model, self.job.guide)
         captured = capture(program, (*self.parameters, *batch.tensors))
+        refuse_counters(before, numbers_of(self.job.model, self.job.guide))
+        self._asks += [(tensor, tensor.requires_grad) for tensor in captured.held]
         captured = replace(captured, graph=with_fast_products(captured.graph, cache_folder()))
         return GradientGraph(captured, self.parameters, tuple(used))
 

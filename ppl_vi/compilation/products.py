@@ -114,7 +114,8 @@ def _is_faster(factors: list[Any], folder: Path) -> bool:
     if a.shape[0] * a.shape[1] * b.shape[1] < _LEAST_WORK:
         return False
     threads = torch.get_num_threads()
-    key = f"{tuple(a.shape)}{a.strides} {tuple(b.shape)}{b.strides} {threads} {torch.__version__}"
+    how = f"{threads} {torch.get_float32_matmul_precision()} {torch.__version__}"
+    key = f"{tuple(a.shape)}{a.strides} {tuple(b.shape)}{b.strides} {how}"
     return _choice(key, a.shape, a.strides, b.shape, b.strides, folder / "products.json")
 
 

@@ -145,7 +145,8 @@ class _Recorder(Observer):
                 return func(*args, **kwargs)  # known before the first step
             line = user_line(sys._getframe(1))
             raise CompileError(
-                f"{line} turns a tensor into a Python number (.item(), bool(), if, float())"
+                f"{line} turns a tensor into a Python number (.item(), bool(), if, float()); "
+                f"torch.where chooses between tensors"
             )
         node = self._written_down(func, args, kwargs)
         node.meta["constant"] = constant

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ppl_vi.adam import adam
-from ppl_vi.optimization import is_watched
+from ppl_vi.optimization import bare_step
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def update_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Update | None:
     """How a group of an optimizer is updated; ``None`` where only torch knows."""
     left_out = ("params", "lr", "initial_lr")
     options = {name: value for name, value in group.items() if name not in left_out}
-    if is_watched(optimizer):
+    if bare_step(optimizer) is None:
         return None
     # Subclasses may do anything.
     if type(optimizer) in (Adam, AdamW) and not options["amsgrad"]:

@@ -31,6 +31,8 @@ from ppl_vi.observing import Observer, by_name, written
 _ENGINE = tuple(
     str(Path(module.__file__ or "").parent) for module in (torch, pyro, np, sys.modules["ppl_vi"])
 )
+_ONE_AT_A_TIME = threading.RLock()
+"""The standard output is everyone's."""
 _STANDARD_LIBRARY = str(Path(io.__file__).parent)
 _ESCAPES: dict[Any, str] = {
     Tensor.numpy: "turns a tensor into a NumPy array",
@@ -49,17 +51,23 @@ def watched() -> Iterator[None]:
         CompileError: the block does what a graph cannot repeat; the message names the line.
     """
     before = random.getstate(), str(np.random.get_state(legacy=False))
-    try:
-        with redirect_stdout(_Silence()), _Escapes():
-            yield
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(_reason(error)) from error
+    with failing_as_uncaptured(), _ONE_AT_A_TIME, redirect_stdout(_Silence()), _Escapes():
+        yield
     if random.getstate() != before[0]:
         raise CompileError("the program draws from Python's random module, outside torch")
     if str(np.random.get_state(legacy=False)) != before[1]:
         raise CompileError("the program draws from NumPy's random generator, outside torch")
+
+
+@contextmanager
+def failing_as_uncaptured() -> Iterator[None]:
+    """Run a block of a user's programs; an error of theirs is a reason not to capture them."""
+    try:
+        yield
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(_reason(error)) from error
 
 
 class _Escapes(TorchFunctionMode):
@@ -139,14 +147,14 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _line_of(trace: TracebackType | None) -> str:
     """The user's line nearest to where an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(trace) if _is_users(frame.f_code.co_filename)]
+    frames = [frame for frame, _ in traceback.walk_tb(trace) if is_users(frame.f_code.co_filename)]
     numbers = {id(frame): number for frame, number in traceback.walk_tb(trace)}
     return _described(frames[-1], numbers[id(frames[-1])]) if frames else ""
 
 
 def user_line(frame: FrameType | None) -> str:
     """The user's line that called, directly or not, what runs in the frame."""
-    while frame is not None and not _is_users(frame.f_code.co_filename):
+    while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return _described(frame, frame.f_lineno) if frame is not None else "the program"
 
@@ -161,6 +169,7 @@ def _described(frame: FrameType, number: int) -> str:
     )
 
 
-def _is_users(path: str) -> bool:
+def is_users(path: str) -> bool:
+    """Whether a file is the user's own: not of Python, of this package or of those it stands on."""
     standard = path.startswith(_STANDARD_LIBRARY) and "-packages" not in path
     return not standard and not path.startswith((*_ENGINE, "<"))

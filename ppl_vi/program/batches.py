@@ -95,6 +95,8 @@ def _check_found(
 
 def _check_sites(traces: list[dict[str, Any]], plates: frozenset[str]) -> None:
     for name, site in traces[0].items():
+        if site["infer"].get("_deterministic"):
+            continue  # it has no density to scale
         own = [frame.name for frame in plate_frames(site) if frame.name in plates]
         if len(own) > 1:
             raise ModelError(

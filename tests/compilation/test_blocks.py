@@ -146,11 +146,32 @@ def test_a_program_that_changes_later_goes_on_eager(monkeypatch: pytest.MonkeyPa
             changing, guide, X, compile=compile, objective=ELBO(2), progress=False, **settings
         )
 
-    result = taken("auto")
+    with pytest.warns(UserWarning, match="Steps 33 to 64 may have repeated an old value"):
+        result = taken("auto")
     assert result.execution.mode == "eager" and "outside torch's tensors" in result.execution.reason
     torch.testing.assert_close(result.losses[:50], taken(False).losses[:50], rtol=1e-4, atol=1e-4)
     with pytest.raises(CompileError, match="outside torch's tensors"):
         taken(True)
+
+
+def test_what_callbacks_change_from_the_start_is_seen_at_once() -> None:
+    weight = [0.1]
+
+    def annealed(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=weight[0]):
+            model(x)
+
+    def anneal(progress: Any) -> None:
+        weight[0] = min(1.0, progress.step / 100)
+
+    def losses(compile: Any) -> Tensor:
+        weight[0] = 0.1
+        settings: dict[str, Any] = {"callbacks": [anneal], "steps": 150, "seed": 0}
+        return fit(annealed, guide, X, compile=compile, progress=False, **settings).losses
+
+    with pytest.warns(UserWarning, match="Steps 1 to 1 "):
+        found = losses("auto")
+    torch.testing.assert_close(found, losses(False), rtol=1e-4, atol=1e-4)
 
 
 def counted(x: Tensor) -> None:

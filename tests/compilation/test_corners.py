@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pyro
@@ -306,3 +307,96 @@ def test_another_learning_rate_is_not_compiled_again() -> None:
     rates = [partial(torch.optim.Adam, lr=rate) for rate in (0.1, 0.03)]
     results = [run(compile=True, optimizer=optimizer) for optimizer in rates]
     assert results[1].execution.compilations == 0
+
+
+def wide(x: Tensor) -> None:
+    a = pyro.param("a", torch.zeros(300, 80))
+    pyro.sample("u", dist.Normal(0.0, 1.0))
+    total = (
+        a * TABLE.t()
+    ).sum() + a.sum()  # gradients that are transposed, and one number repeated
+    pyro.sample("y", dist.Normal(total, 10.0), obs=torch.tensor(30.0))
+
+
+TABLE = torch.randn(80, 300, generator=torch.Generator().manual_seed(5))
+
+
+def test_gradients_are_laid_out_as_their_parameters() -> None:
+    """torch's kernels of one pass, and hooks that clip, read and write gradients as they lie."""
+    settings: dict[str, Any] = {"steps": 120, "progress": False, "seed": 0}
+    captured, eager = (
+        fit(wide, "normal", torch.zeros(1), compile=compile, **settings)
+        for compile in ("auto", False)
+    )
+    assert captured.execution.mode == "captured"
+    torch.testing.assert_close(captured.losses, eager.losses, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(captured.params["a"], eager.params["a"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compile", ["auto", False])
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_step_of_the_users_own_is_called(compile: Any, scheduled: bool) -> None:
+    calls = []
+
+    def make(parameters: Any) -> Any:
+        adam = torch.optim.Adam(parameters, lr=0.1)
+        usual = adam.step
+        adam.step = MethodType(lambda self, *args: calls.append(1) or usual(*args), adam)  # type: ignore
+        return torch.optim.lr_scheduler.ExponentialLR(adam, 0.99) if scheduled else adam
+
+    fit(normal_model, "normal", torch.zeros(3), optimizer=make, compile=compile, steps=120, **QUIET)
+    assert len(calls) == 120
+
+
+def normal_model(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+
+
+def test_a_rate_in_a_tensor_with_a_schedule() -> None:
+    def make(parameters: Any) -> Any:
+        adam = torch.optim.Adam(parameters, lr=torch.tensor(0.05), fused=True)
+        return torch.optim.lr_scheduler.ExponentialLR(adam, 0.9)
+
+    every = [
+        fit(normal_model, "normal", torch.ones(3), optimizer=make, compile=c, steps=120, **QUIET)
+        for c in ("auto", False)
+    ]
+    torch.testing.assert_close(every[0].losses, every[1].losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_a_fit_where_no_gradients_are_taken(outside: Any) -> None:
+    usual = fit(normal_model, "normal", torch.ones(3), steps=120, **QUIET)
+    with outside():
+        found = fit(normal_model, "normal", torch.ones(3), steps=120, **QUIET)
+    assert torch.equal(found.losses, usual.losses)
+
+
+def test_a_parameter_frozen_by_a_callback_stays() -> None:
+    def freeze(progress: Any) -> None:
+        if progress.step == 110:
+            parameter = pyro.get_param_store()._params["b"].requires_grad_(False)
+            kept.append(parameter.clone())
+
+    for compile in ("auto", False):
+        kept: list[Tensor] = []
+        result = fit(
+            normal_model,
+            sum_guide,
+            torch.ones(3),
+            callbacks=[freeze],
+            compile=compile,  # type: ignore[arg-type]
+            steps=150,
+            **QUIET,
+        )
+        assert torch.equal(result.params["b"], kept[0])
+
+
+def sum_guide(x: Tensor) -> None:
+    mean = pyro.param("mean", torch.tensor(0.0)) + pyro.param("b", torch.tensor(0.0))
+    pyro.sample("loc", dist.Normal(mean, 0.1))

@@ -1,6 +1,7 @@
 """Pyro guides, and the names that ``fit`` knows them by."""
 
 from ppl_vi.guides import named as named
+from ppl_vi.guides.cavi import CAVIGuide
 from ppl_vi.guides.gmm import GMMGuide
 
-__all__ = ["GMMGuide"]
+__all__ = ["CAVIGuide", "GMMGuide"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.infer
@@ -18,9 +18,10 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vi.compilation import Execute, Wish
+from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.data import Batch, DataSource, data_source
 from ppl_vi.errors import GuideError
+from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.objectives import ELBO
@@ -40,7 +41,9 @@ from ppl_vi.running import (
     states_after,
 )
 from ppl_vi.starting import initial_values, resolve_guide
+from ppl_vi.stopping import StopReason
 from ppl_vi.streaming import Stream
+from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
 
@@ -76,7 +79,7 @@ def fit(
             If it has ``initial_values``, called like the model, guides start at the dict of values by
             site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
-            or an autoguide (instance or class).
+            or an autoguide (instance or class); ``"cavi"`` for exact updates of a conjugate model.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
             Floating-point arrays take torch's default dtype, tensors keep theirs.
@@ -84,7 +87,7 @@ def fit(
         optimizer: a torch optimizer class, a function from parameters to an optimizer or a
             scheduler around one, or a Pyro optimizer; schedulers move once a step. By default Adam
             with a geometrically falling rate.
-        steps: gradient steps.
+        steps: gradient steps; of exact updates the most sweeps.
         batch_size: rows in a minibatch. Tensors as long as the first one are rows.
         data_plate: the plate over the rows, where the model leaves a doubt.
         compile: ``True`` compiles the whole step, many steps to a call; ``False`` runs the programs in
@@ -209,27 +212,48 @@ def _trained(
     objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
     model = model_for(objective, job, structure)
     start = FittedParameters.capture((job.model, job.guide))
+    moved = _moved(settings, objective, model, job, bar)
+    elbo = estimate_elbo(job.weighted_pairs())
+    exact = is_swept(job.guide)
+    return FitResult(
+        job=job,
+        start=start,
+        fitted=FittedParameters.capture((job.model, job.guide)),
+        losses=torch.tensor(moved.losses),
+        bound=Estimate(-moved.losses[-1]) if exact else final_bound(objective, model, job, elbo),
+        elbo=elbo,
+        estimators=moved.estimators,
+        num_steps=len(moved.losses),
+        seconds=time.perf_counter() - started,
+        stop_reason=moved.reason,
+        states={} if exact else states_after(objective, job),
+        execution=moved.execution,
+    )
+
+
+class _Moved(NamedTuple):
+    """What became of the parameters, and how."""
+
+    losses: list[float]
+    reason: StopReason
+    estimators: dict[str, str]
+    execution: Execution
+
+
+def _moved(
+    settings: _Settings, objective: pyro.infer.ELBO, model: Program, job: Job, bar: tqdm[Any]
+) -> _Moved:
+    """Take all steps, of gradients or of exact updates."""
+    if is_swept(job.guide):
+        losses, reason = sweep_to_rest(job.guide, settings.steps, settings.callbacks, bar)
+        return _Moved(losses, reason, {}, Execution("eager", "exact updates are not captured"))
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
     runner = _runner(settings, objective, model, job, bar)
     losses, reason = train(runner, settings.steps, settings.callbacks, bar)
     runner.finish()
-    elbo = estimate_elbo(job.weighted_pairs())
-    return FitResult(
-        job=job,
-        start=start,
-        fitted=FittedParameters.capture((job.model, job.guide)),
-        losses=torch.tensor(losses),
-        bound=final_bound(objective, model, job, elbo),
-        elbo=elbo,
-        estimators=estimators,
-        num_steps=len(losses),
-        seconds=time.perf_counter() - started,
-        stop_reason=reason,
-        states=states_after(objective, job),
-        execution=runner.execution,
-    )
+    return _Moved(losses, reason, estimators, runner.execution)
 
 
 def _runner(
@@ -264,6 +288,11 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     values = initial_values(model, source)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
+        if is_swept(guide):
+            check_settings(
+                settings.objective, settings.optimizer, source.batched, settings.compile is True
+            )
+            guide.begin(source.whole().args, source.whole().kwargs, values)
         job = Job(model, guide, source, plates)
         return job, job.check()
 

@@ -29,6 +29,9 @@ class GuideStart:
 
 GuideBuilder = Callable[[Callable[..., Any], GuideStart], Guide]
 
+SweptBuilder = Callable[[Callable[..., Any]], Guide]
+
+_SWEPT: dict[str, SweptBuilder] = {}
 _BUILDERS: dict[str, GuideBuilder] = {}
 
 
@@ -63,6 +66,21 @@ def register_guide(name: str, builder: GuideBuilder) -> None:
     _BUILDERS[name] = builder
 
 
+def register_swept_guide(name: str, builder: SweptBuilder) -> None:
+    """Make ``fit(model, name)`` build a guide of exact updates with ``builder(model)``.
+
+    Args:
+        name: what a person writes.
+        builder: takes the model, and gives a ``SweptGuide``.
+    """
+    _SWEPT[name] = builder
+
+
+def swept_builder(name: str) -> SweptBuilder | None:
+    """The builder of a guide of exact updates; None where the name is that of another guide."""
+    return _SWEPT.get(name)
+
+
 def guide_builder(name: str) -> GuideBuilder:
     """The builder of a named guide.
 
@@ -70,7 +88,7 @@ def guide_builder(name: str) -> GuideBuilder:
         ValueError: no guide has that name.
     """
     if name not in _BUILDERS:
-        known = ", ".join(f"'{known}'" for known in sorted(_BUILDERS))
+        known = ", ".join(f"'{known}'" for known in sorted({*_BUILDERS, *_SWEPT}))
         raise ValueError(
             f"unknown guide '{name}'. Use one of {known}, a Pyro guide or an autoguide."
         )

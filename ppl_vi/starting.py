@@ -16,7 +16,7 @@ from ppl_vi.job import Job
 from ppl_vi.locating import locate
 from ppl_vi.program import enumerable_sites, hide, plate_dims
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder
+from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder, swept_builder
 
 Program = Callable[..., Any]
 
@@ -50,6 +50,9 @@ def resolve_guide(
         ValueError: no guide has that name.
         TypeError: ``guide`` is neither a name, a class nor a callable.
     """
+    build_swept = swept_builder(guide) if isinstance(guide, str) else None
+    if build_swept is not None:
+        return build_swept(model)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
     if not isinstance(guide, str) and not (

@@ -9,6 +9,7 @@ class StopReason(Enum):
     """Why a fit stopped; ``str(reason)`` is the sentence shown to a person."""
 
     STEPS = "all the steps asked for were taken"
+    CONVERGED = "the ELBO rises no more"
     CALLBACK = "a callback asked to stop"
 
     def __str__(self) -> str:

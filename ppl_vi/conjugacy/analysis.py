@@ -1,0 +1,139 @@
+"""What coordinate ascent needs to know of a program: families, coupled dimensions, blocks.
+
+All of it is read off second derivatives of the log-joint, weighted at random term by term so that the
+sum over discrete latents, which ties everything, is left out: where the derivative across two entries
+is zero, neither needs the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vi.conjugacy.ascent import Ascent
+from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
+from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.values import NotConjugateError
+from ppl_vi.program import Pair
+from ppl_vi.program.expected import LatentSite, Term, latent_sites, weighted_sum
+
+_ZERO = 1e-5
+
+
+def analyse(pair: Pair) -> tuple[Ascent, dict[str, LatentSite]]:
+    """How to ascend on this program, and its latents.
+
+    Raises:
+        NotConjugateError: naming the site, and the operation that left the algebra.
+    """
+    latents, nesting, learned = latent_sites(pair)
+    if learned:
+        raise NotConjugateError(
+            f"parameter '{learned[0]}' of the model: coordinate ascent updates distributions only. "
+            f"Give it a prior, or a fixed value."
+        )
+    families: dict[str, Family] = {}
+    for site in latents:
+        if site.enumerable:
+            continue
+        make = family_of(site.prior)
+        if make is None:
+            raise NotConjugateError(
+                f"site '{site.name}' is not conjugate: there is no factor for a prior {site.prior}. "
+                f"Use one of {', '.join(families_known())}, or fit the model with the guide 'normal'."
+            )
+        families[site.name] = make(site.name, site.value.shape, site.event_dim)
+    draws = {site.name: site.value for site in latents if not site.enumerable}
+    enumerated = tuple(site.name for site in latents if site.enumerable)
+    ascent = Ascent(pair, families, draws, enumerated, nesting)
+    gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
+    families |= {n: replace(f, coupled=_coupled(ascent, n)) for n, f in gaussian.items()}
+    ascent = replace(ascent, families=families)
+    return replace(ascent, blocks=_blocks(ascent)), {s.name: s for s in latents}
+
+
+def _weighted(
+    ascent: Ascent,
+) -> tuple[Callable[[Mapping[str, Tensors]], Tensor], dict[str, Tensors]]:
+    """The log-joint as a sum of all its terms with random weights, and where to look at it."""
+    state = {name: f.start(ascent.draws[name], 0.5) for name, f in ascent.families.items()}
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+
+    def weigh(term: Term) -> Tensor:
+        if term.name not in weights:
+            drawn = 0.5 + torch.rand(term.log_prob.shape, generator=generator)
+            weights[term.name] = drawn.to(term.log_prob)
+        return weights[term.name]
+
+    def value(moments: Mapping[str, Tensors]) -> Tensor:
+        return weighted_sum(ascent.terms(moments), weigh)
+
+    return value, ascent.moments(state)
+
+
+def _gradients(value: Tensor, leaves: Any, create_graph: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
+def _coupled(ascent: Ascent, name: str) -> tuple[int, ...]:
+    """The dimensions of a Gaussian site along which its entries depend on each other."""
+    function, moments = _weighted(ascent)
+    mean = moments[name][0]
+    shape = ascent.families[name].shape
+    (gradient,) = _gradients(function(moments), [mean], create_graph=True)
+    if not gradient.requires_grad:
+        return ()
+    found = []
+    for dim, size in enumerate(shape):
+        index = torch.arange(size, device=mean.device).reshape(-1, *(1,) * (len(shape) - dim - 1))
+        # Two entries differ in some bit of their index.
+        halves = [(index >> bit) % 2 == 0 for bit in range((size - 1).bit_length())]
+        if any(_leaks(gradient, mean, half.expand(shape)) for half in halves):
+            found.append(dim)
+    return tuple(found)
+
+
+def _leaks(gradient: Tensor, mean: Tensor, half: Tensor) -> bool:
+    """Whether the gradient in one half of the entries changes with those of the other half."""
+    half = half.reshape(mean.shape)
+    direction = torch.where(half, torch.randn_like(mean), torch.zeros_like(mean))
+    product = (gradient * direction).sum()
+    across: Any = torch.autograd.grad(product, [mean], retain_graph=True, allow_unused=True)[0]
+    if across is None:
+        return False
+    other = torch.where(half, torch.zeros_like(across), across)
+    return bool(other.abs().max() > _ZERO * across.abs().max())
+
+
+def _blocks(ascent: Ascent) -> tuple[tuple[str, ...], ...]:
+    """Sites in the order of the program, those together that do not depend on one another."""
+    function, moments = _weighted(ascent)
+    names = list(ascent.families)
+    leaves = [leaf for name in names for leaf in moments[name]]
+    owners = [name for name in names for _ in moments[name]]
+    gradients = _gradients(function(moments), leaves, create_graph=True)
+    tied: dict[str, set[str]] = {name: set() for name in names}
+    for name in names:
+        own = [g for g, owner in zip(gradients, owners, strict=True) if owner == name]
+        probe = sum((g * torch.randn_like(g)).sum() for g in own)
+        if not isinstance(probe, Tensor) or not probe.requires_grad:
+            continue
+        across = torch.autograd.grad(probe, leaves, retain_graph=True, allow_unused=True)
+        for owner, found in zip(owners, across, strict=True):
+            if owner != name and found is not None and found.abs().max() > _ZERO:
+                tied[name].add(owner)
+                tied[owner].add(name)
+    blocks: list[list[str]] = []
+    for name in names:
+        free = [block for block in blocks if not tied[name] & set(block)]
+        if free:
+            free[0].append(name)
+        else:
+            blocks.append([name])
+    return tuple(map(tuple, blocks))

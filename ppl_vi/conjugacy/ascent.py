@@ -1,0 +1,156 @@
+"""Coordinate ascent: the expected log-joint of a program, and what its gradients say.
+
+Written in the mean parameters of each factor, F = E log p is linear in those of one factor when the
+others are held. So the best natural parameters of a factor are the gradient of F in its mean
+parameters. With discrete latents summed out of exp F, that gradient carries their probabilities.
+
+Source: Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vi.conjugacy.densities import expected_log_density
+from ppl_vi.conjugacy.families import Family, Tensors
+from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
+from ppl_vi.program import Pair
+from ppl_vi.program.expected import Term, Terms, expected_terms, summed_out, weighted_sum
+
+State = Mapping[str, Tensors]
+"""Tensors of each factor, by site: natural parameters, or mean parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ascent:
+    """Coordinate ascent on one program.
+
+    Attributes:
+        pair: the model and its arguments.
+        families: by site.
+        draws: of the sites, for shapes and for Python code that looks at them.
+        enumerated: names of discrete latents.
+        nesting: how many plates the model has within each other.
+        blocks: sites that are updated together, in order.
+    """
+
+    pair: Pair
+    families: Mapping[str, Family]
+    draws: Mapping[str, Tensor]
+    enumerated: tuple[str, ...]
+    nesting: int
+    blocks: Sequence[tuple[str, ...]] = ()
+
+    def terms(self, moments: State, tilts: dict[str, Tensor] | None = None) -> Terms:
+        """The expected log-density of each site, given the mean parameters of each factor."""
+        values = {
+            name: Uncertain.of(self.draws[name], family.law(moments[name]))
+            for name, family in self.families.items()
+        }
+        return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, tilts)
+
+    def moments(self, state: State) -> dict[str, Tensors]:
+        """The mean parameters, as leaves that gradients are taken in."""
+        with torch.no_grad():
+            found = {name: f.moments(state[name]) for name, f in self.families.items()}
+        return {name: tuple(m.requires_grad_() for m in own) for name, own in found.items()}
+
+    def elbo(self, state: State) -> Tensor:
+        """The exact bound: F plus the entropies of the factors."""
+        with torch.no_grad():
+            expected = summed_out(self.terms(self.moments(state)), self.enumerated)
+            entropies = [f.entropy(state[name]).sum() for name, f in self.families.items()]
+            total: Tensor = expected + sum(entropies)
+        return total
+
+    def sweep(self, state: State) -> dict[str, Tensors]:
+        """The natural parameters after an update of every block."""
+        state = dict(state)
+        for block in self.blocks:
+            moments = self.moments(state)
+            state |= self._best(block, moments, summed_out(self.terms(moments), self.enumerated))
+        return state
+
+    def from_responsibilities(self, state: State, of: Mapping[str, Tensor]) -> dict[str, Tensors]:
+        """The natural parameters after an update of every block at given probabilities.
+
+        Args:
+            state: before.
+            of: the probabilities of each enumerated site, laid out as its term is.
+        """
+        state = dict(state)
+        for block in self.blocks:
+            moments, latest = self.moments(state), dict[int, Tensor]()
+            expected = weighted_sum(self.terms(moments), lambda t: _weight(t, of, latest))  # noqa: B023
+            state |= self._best(block, moments, expected)
+        return state
+
+    def random_responsibilities(self, state: State) -> dict[str, Tensor]:
+        """Random probabilities of each enumerated site, laid out as its term is."""
+        found = {}
+        for term in self.terms(self.moments(state)).every:
+            if term.own_dim is not None:
+                shape = list(term.log_prob.shape)
+                plates = len(shape) - self.nesting
+                shape[:plates] = [1] * plates
+                shape[term.own_dim] = term.log_prob.shape[term.own_dim]
+                drawn = torch.rand(shape).to(term.log_prob)
+                found[term.name] = drawn / drawn.sum(term.own_dim, keepdim=True)
+        return found
+
+    def conditionals(self, state: State) -> dict[str, Tensor]:
+        """q of each enumerated site that depends on no other one, ``[*plates, states]``."""
+        tilts: dict[str, Tensor] = {}
+        terms = self.terms(self.moments(state), tilts)
+        if not tilts:
+            return {}
+        marginals = torch.autograd.grad(summed_out(terms, self.enumerated), list(tilts.values()))
+        found = {}
+        for term in terms.every:
+            if term.name not in tilts or term.own_dim is None:
+                continue
+            joint = marginals[list(tilts).index(term.name)].movedim(term.own_dim, -1)
+            plates = joint.shape[joint.dim() - 1 - self.nesting : -1]
+            if joint[..., 0].numel() == plates.numel():
+                joint = joint.reshape(*plates, joint.shape[-1])
+                found[term.name] = joint / joint.sum(-1, keepdim=True)
+        return found
+
+    def _best(self, block: Sequence[str], moments: State, expected: Tensor) -> dict[str, Tensors]:
+        """The best natural parameters of factors that need not know of each other."""
+        leaves = [leaf for name in block for leaf in moments[name]]
+        gradients = iter(torch.autograd.grad(expected, leaves))
+        with torch.no_grad():
+            return {
+                name: self.families[name].natural(
+                    tuple(m.detach() for m in moments[name]),
+                    tuple(next(gradients) for _ in moments[name]),
+                )
+                for name in block
+            }
+
+
+def _density(name: str, distribution: Any, value: Any) -> Tensor:
+    try:
+        return expected_log_density(distribution, value)
+    except NotConjugateError as error:
+        raise NotConjugateError(f"site '{name}' is not conjugate: {error}") from error
+
+
+def _weight(term: Term, of: Mapping[str, Tensor], latest: dict[int, Tensor]) -> Tensor:
+    """The joint probability of the enumerated values that a term depends on.
+
+    Dimensions are used again along a Markov chain: each belongs to the last site that took it.
+    """
+    if term.own_dim is not None:
+        latest[term.own_dim] = of[term.name]
+    weight = torch.ones((), dtype=term.log_prob.dtype, device=term.log_prob.device)
+    for dim, probabilities in latest.items():
+        if term.log_prob.dim() >= -dim and term.log_prob.shape[dim] > 1:
+            weight = weight * probabilities
+    return weight

@@ -1,0 +1,84 @@
+"""The factors of q: conjugate families, held as natural parameters.
+
+A family turns natural parameters into mean parameters, lets a program run on them, and turns the
+gradient of the expected log-density with respect to them into new natural parameters: for a factor
+whose neighbours are held, that gradient is the optimum.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vi.conjugacy.values import Law
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """The conjugate family of one site.
+
+    Attributes:
+        site: its name.
+        shape: of a draw, ``[*plates, *event]``.
+        event_dim: how many of its last dimensions are the event.
+    """
+
+    site: str
+    shape: torch.Size
+    event_dim: int
+
+    @abstractmethod
+    def moments(self, natural: Tensors) -> Tensors:
+        """The mean parameters, in the form in which the program is run on them."""
+
+    @abstractmethod
+    def law(self, moments: Tensors) -> Law:
+        """The law of the site's value."""
+
+    @abstractmethod
+    def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
+        """The best natural parameters, from the gradient of E log p in the mean parameters."""
+
+    @abstractmethod
+    def distribution(self, natural: Tensors) -> Any:
+        """q as a distribution, ``[*plates]`` of events."""
+
+    @abstractmethod
+    def start(self, value: Tensor, spread: float) -> Tensors:
+        """Natural parameters of a factor around a value."""
+
+    def entropy(self, natural: Tensors) -> Tensor:
+        """``[*plates]``: -E log q."""
+        entropy: Tensor = self.distribution(natural).entropy()
+        return entropy
+
+
+_FAMILIES: dict[str, Callable[..., Family]] = {}
+
+
+def family(*priors: str) -> Callable[[Any], Any]:
+    """Enter the family of sites with these priors, by the names of their classes."""
+
+    def enter(one: Any) -> Any:
+        for prior in priors:
+            _FAMILIES[prior] = one
+        return one
+
+    return enter
+
+
+def family_of(prior: str) -> Callable[..., Family] | None:
+    """The family of sites with this prior; None where it is not conjugate to anything here."""
+    return _FAMILIES.get(prior)
+
+
+def families_known() -> list[str]:
+    """The priors that have a family."""
+    return sorted(_FAMILIES)

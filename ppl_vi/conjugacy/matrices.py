@@ -1,0 +1,39 @@
+"""Positive definite latents (Wishart)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppl_vi.conjugacy.values import Law, Operation, rule
+
+
+@dataclass(frozen=True)
+class PositiveDefinite(Law):
+    """A random precision matrix.
+
+    Attributes:
+        mean: ``[*batch, D, D]``, E V.
+        log_determinant: ``[*batch]``, E log |V|.
+    """
+
+    mean: Tensor
+    log_determinant: Tensor
+
+
+@rule(
+    *("expand", "expand_as", "view", "view_as", "reshape", "unsqueeze", "squeeze", "getitem"),
+    *("index_select", "contiguous", "clone", "to", "detach", "broadcast_to"),
+)
+def _moved(operation: Operation) -> Law | None:
+    """Operations on the batch; a number for each matrix follows as a matrix filled with it."""
+    laws = operation.laws
+    if len(laws) != 1 or not isinstance(laws[0], PositiveDefinite):
+        return None
+    law = laws[0]
+    mean = operation.on(law.mean)
+    filled = operation.on(law.log_determinant[..., None, None].expand_as(law.mean))
+    if mean.dim() < 2 or mean.shape[-2:] != law.mean.shape[-2:]:
+        return None
+    return PositiveDefinite(mean, filled[..., 0, 0])

@@ -1,0 +1,176 @@
+"""Run a model on given values, with a log-density of one's own at each site."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from ppl_vi.errors import ModelError
+from ppl_vi.program.layout import innermost, plate_frames
+from ppl_vi.program.marginalization import marginal_factors
+from ppl_vi.program.structure import Plate
+from ppl_vi.program.tracing import Pair, factor_sites, trace_model
+
+_MANY = 30
+"""Discrete latents; tensors have 64 dimensions."""
+
+Density = Callable[[str, Any, Any], Tensor]
+"""``density(name, distribution, value)``: ``[*batch]``; one entry stands for many that are equal."""
+
+
+class LatentSite(NamedTuple):
+    """A latent of a model, as one plain run drew it.
+
+    Attributes:
+        name: of the site.
+        prior: the class name of its distribution, inside ``.expand()`` and ``.to_event()``.
+        value: ``[*batch, *event]``.
+        event_dim: how many of its dimensions are the event.
+        plates: around it, outermost dimension first.
+        enumerable: whether it is discrete, with finite support.
+    """
+
+    name: str
+    prior: str
+    value: Tensor
+    event_dim: int
+    plates: tuple[Plate, ...]
+    enumerable: bool
+
+
+class Term(NamedTuple):
+    """The log-density of one site.
+
+    Attributes:
+        name: of the site.
+        log_prob: over its plates, and on their left the dimensions of enumerated latents.
+        scale: of its plates.
+        own_dim: where the site is enumerated itself, the dimension of its values, from the right.
+    """
+
+    name: str
+    log_prob: Tensor
+    scale: Tensor | float
+    own_dim: int | None
+
+
+class Terms(NamedTuple):
+    """The terms of all sites, and the trace that they come from."""
+
+    every: tuple[Term, ...]
+    trace: Any
+
+
+def latent_sites(pair: Pair) -> tuple[list[LatentSite], int, list[str]]:
+    """The latents of a model in the order of the program, how deep plates nest, and its parameters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Singular sample")  # torch says it of every Wishart draw
+        trace = trace_model(pair, {})
+    sites = factor_sites(trace)
+    frames = [frame for site in sites.values() for frame in plate_frames(site)]
+    latents = [
+        LatentSite(
+            name,
+            type(innermost(site["fn"])).__name__,
+            site["value"].detach(),
+            site["fn"].event_dim,
+            tuple(Plate(f.name, f.dim, f.size, f.full_size) for f in plate_frames(site)),
+            bool(site["fn"].has_enumerate_support),
+        )
+        for name, site in sites.items()
+        if not site["is_observed"]
+    ]
+    learned = [
+        name
+        for name, node in trace.nodes.items()
+        if node["type"] == "param" and node["value"] is not None and node["value"].requires_grad
+    ]
+    return latents, -min((frame.dim for frame in frames), default=0), learned
+
+
+def expected_terms(
+    pair: Pair,
+    values: Mapping[str, Tensor],
+    enumerated: Collection[str],
+    nesting: int,
+    density: Density,
+    tilts: dict[str, Tensor] | None = None,
+) -> Terms:
+    """Run the model on values, with the densities of a function.
+
+    Args:
+        pair: the model and its arguments.
+        values: of the latents that are not enumerated.
+        enumerated: names of discrete latents.
+        nesting: how many plates the model has within each other.
+        density: gives the log-density of a site.
+        tilts: is filled with a zero for each entry of the enumerated sites' log-densities, in which
+            gradients can be taken.
+
+    Raises:
+        ModelError: naming the site.
+    """
+    with pyro.validation_enabled(False), _few_dimensions(enumerated):
+        trace = trace_model(pair, values, enumerated, 1, nesting)
+    terms = []
+    for name, site in factor_sites(trace).items():
+        log_prob = _over_plates(density(name, site["fn"], site["value"]), site)
+        if tilts is not None and name in enumerated:
+            tilts[name] = torch.zeros_like(log_prob, requires_grad=True)
+            log_prob = log_prob + tilts[name]
+        site["unscaled_log_prob"] = log_prob
+        masked = scale_and_mask(log_prob, mask=site["mask"])
+        terms.append(Term(name, masked, site["scale"], site["infer"].get("_enumerate_dim")))
+    return Terms(tuple(terms), trace)
+
+
+@contextmanager
+def _few_dimensions(enumerated: Collection[str]) -> Iterator[None]:
+    """Say what to do where the discrete latents need more dimensions than tensors have."""
+    try:
+        yield
+    except ModelError as error:
+        if "dims" not in str(error) or len(enumerated) < _MANY:
+            raise
+        raise ModelError(
+            f"the model has {len(enumerated)} discrete latents, each of which takes a dimension of its "
+            f"own. Write a loop over a chain of them as 'for t in pyro.markov(range(T))', so that they "
+            f"share a few."
+        ) from error
+
+
+def summed_out(terms: Terms, enumerated: Collection[str]) -> Tensor:
+    """The sum of all terms, the enumerated latents summed out of its exponential."""
+    groups = marginal_factors(terms.trace, enumerated, 1)
+    grouped = {name for group in groups for name in group.sites}
+    own = [(group.log_prob * group.scale).sum() for group in groups]
+    own += [(t.log_prob * t.scale).sum() for t in terms.every if t.name not in grouped]
+    return _total(own)
+
+
+def weighted_sum(terms: Terms, weigh: Callable[[Term], Tensor]) -> Tensor:
+    """The sum of all terms, each entry with a weight of its own."""
+    return _total([(weigh(term) * term.log_prob * term.scale).sum() for term in terms.every])
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    total: Tensor = sum(parts[1:], start=parts[0])
+    return total
+
+
+def _over_plates(log_prob: Tensor, site: Any) -> Tensor:
+    """One entry for each element of the site's plates."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    depth = max([log_prob.dim(), *(-frame.dim for frame in frames)])
+    sizes = [1] * (depth - log_prob.dim()) + list(log_prob.shape)
+    log_prob = log_prob.reshape(sizes)
+    for frame in frames:
+        sizes[frame.dim] = frame.size
+    return log_prob.expand(sizes)

@@ -1,0 +1,86 @@
+"""Guides that are fitted by sweeps of exact updates, not by gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_vi.errors import GuideError
+from ppl_vi.objectives import ELBO
+from ppl_vi.stopping import StopReason
+from ppl_vi.training import Callback, Progress
+
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
+"""Of the ELBO's own size; less than that is rounding."""
+
+
+@runtime_checkable
+class SweptGuide(Protocol):
+    """A guide whose parameters are set by coordinate ascent."""
+
+    def begin(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+    ) -> None:
+        """Set the parameters to a start: at values of sites where these are given, else at random.
+
+        Raises:
+            ModelError: the model does not allow of exact updates; the message names the site.
+        """
+
+    def sweep(self) -> float:
+        """Update every factor once; gives the exact ELBO after that."""
+
+    def settle(self) -> None:
+        """Set what sweeps leave out, after the last of them."""
+
+
+def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
+    """Whether a guide is fitted by sweeps."""
+    return isinstance(guide, SweptGuide)
+
+
+def check_settings(objective: Any, optimizer: Any, batched: bool, compiled: bool) -> None:
+    """Raise GuideError for settings of ``fit`` that mean nothing to exact updates."""
+    reasons = {
+        "objective": (type(objective) is not ELBO, "maximise the ELBO alone"),
+        "optimizer": (optimizer is not None, "have no learning rate"),
+        "batch_size": (batched, "need all rows at once"),
+        "compile": (compiled, "are not captured"),
+    }
+    for setting, (given, reason) in reasons.items():
+        if given:
+            raise GuideError(f"{setting}: exact updates {reason}. Leave {setting} out.")
+
+
+def sweep_to_rest(
+    guide: SweptGuide, steps: int, callbacks: Sequence[Callback], bar: tqdm[None]
+) -> tuple[list[float], StopReason]:
+    """Sweep until the ELBO rises no more, or ``steps`` sweeps are done.
+
+    Args:
+        guide: at its start.
+        steps: the most sweeps.
+        callbacks: told of every sweep.
+        bar: shows the ELBO.
+
+    Returns:
+        Minus the exact ELBO after each sweep, and why it stopped.
+    """
+    losses: list[float] = []
+    tolerance = _TOLERANCE.get(torch.get_default_dtype(), 1e-6)
+    reason = StopReason.STEPS
+    while len(losses) < steps and reason is StopReason.STEPS:
+        losses.append(-guide.sweep())
+        bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
+        bar.update()
+        told = Progress(len(losses), losses[-1], losses[-1])
+        if any([callback(told) for callback in callbacks]):
+            reason = StopReason.CALLBACK
+        elif len(losses) > 1 and losses[-2] - losses[-1] <= tolerance * (1 + abs(losses[-1])):
+            reason = StopReason.CONVERGED
+    guide.settle()
+    return losses, reason

@@ -10,7 +10,7 @@ from ppl_vi.conjugacy.ascent import Ascent
 from ppl_vi.conjugacy.families import Family, Tensors
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.values import NotConjugateError
-from ppl_vi.program.expected import LatentSite
+from ppl_vi.program import LatentSite
 
 __all__ = [
     "Ascent",

@@ -18,26 +18,20 @@ from ppl_vi.conjugacy.ascent import Ascent
 from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.values import NotConjugateError
-from ppl_vi.program import Pair
-from ppl_vi.program.expected import LatentSite, Term, latent_sites, weighted_sum
+from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
 
 _ZERO = 1e-5
 
 
-def analyse(pair: Pair) -> tuple[Ascent, dict[str, LatentSite]]:
-    """How to ascend on this program, and its latents.
+def analyse(pair: Pair) -> tuple[Ascent, Latents]:
+    """How to ascend on this program, and what it leaves to be inferred or learned.
 
     Raises:
         NotConjugateError: naming the site, and the operation that left the algebra.
     """
-    latents, nesting, learned = latent_sites(pair)
-    if learned:
-        raise NotConjugateError(
-            f"parameter '{learned[0]}' of the model: coordinate ascent updates distributions only. "
-            f"Give it a prior, or a fixed value."
-        )
+    latents = latents_of(pair)
     families: dict[str, Family] = {}
-    for site in latents:
+    for site in latents.sites:
         if site.enumerable:
             continue
         make = family_of(site.prior)
@@ -47,13 +41,13 @@ def analyse(pair: Pair) -> tuple[Ascent, dict[str, LatentSite]]:
                 f"Use one of {', '.join(families_known())}, or fit the model with the guide 'normal'."
             )
         families[site.name] = make(site.name, site.value.shape, site.event_dim)
-    draws = {site.name: site.value for site in latents if not site.enumerable}
-    enumerated = tuple(site.name for site in latents if site.enumerable)
-    ascent = Ascent(pair, families, draws, enumerated, nesting)
+    draws = {site.name: site.value for site in latents.sites if not site.enumerable}
+    enumerated = tuple(site.name for site in latents.sites if site.enumerable)
+    ascent = Ascent(pair, families, draws, enumerated, latents.nesting)
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
     families |= {n: replace(f, coupled=_coupled(ascent, n)) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)
-    return replace(ascent, blocks=_blocks(ascent)), {s.name: s for s in latents}
+    return replace(ascent, blocks=_blocks(ascent)), latents
 
 
 def _weighted(
@@ -116,6 +110,8 @@ def _blocks(ascent: Ascent) -> tuple[tuple[str, ...], ...]:
     function, moments = _weighted(ascent)
     names = list(ascent.families)
     leaves = [leaf for name in names for leaf in moments[name]]
+    if not leaves:
+        return ()
     owners = [name for name in names for _ in moments[name]]
     gradients = _gradients(function(moments), leaves, create_graph=True)
     tied: dict[str, set[str]] = {name: set() for name in names}

@@ -19,8 +19,9 @@ from torch import Tensor
 from ppl_vi.conjugacy.densities import expected_log_density
 from ppl_vi.conjugacy.families import Family, Tensors
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
-from ppl_vi.program import Pair
-from ppl_vi.program.expected import Term, Terms, expected_terms, summed_out, weighted_sum
+from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
+
+_MOST_ITERATIONS = 100
 
 State = Mapping[str, Tensors]
 """Tensors of each factor, by site: natural parameters, or mean parameters."""
@@ -105,21 +106,56 @@ class Ascent:
 
     def conditionals(self, state: State) -> dict[str, Tensor]:
         """q of each enumerated site that depends on no other one, ``[*plates, states]``."""
-        tilts: dict[str, Tensor] = {}
-        terms = self.terms(self.moments(state), tilts)
-        if not tilts:
-            return {}
-        marginals = torch.autograd.grad(summed_out(terms, self.enumerated), list(tilts.values()))
+        terms, marginals = self._marginals(self.moments(state))
         found = {}
         for term in terms.every:
-            if term.name not in tilts or term.own_dim is None:
+            if term.own_dim is None:
                 continue
-            joint = marginals[list(tilts).index(term.name)].movedim(term.own_dim, -1)
+            joint = marginals[term.name].movedim(term.own_dim, -1)
             plates = joint.shape[joint.dim() - 1 - self.nesting : -1]
             if joint[..., 0].numel() == plates.numel():
                 joint = joint.reshape(*plates, joint.shape[-1])
                 found[term.name] = joint / joint.sum(-1, keepdim=True)
         return found
+
+    def maximize(self, state: State, parameters: Sequence[Tensor]) -> None:
+        """Move the model's parameters uphill, to where the bound is highest at these factors.
+
+        The probabilities of the discrete latents are held (an M-step), so that the bound cannot fall.
+        """
+        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
+        _, marginals = self._marginals(moments)
+        flat = torch.finfo(parameters[0].dtype).eps
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=_MOST_ITERATIONS,
+            tolerance_grad=flat**0.75,
+            tolerance_change=flat,
+            line_search_fn="strong_wolfe",
+        )
+        scale = sum(m.abs().sum().item() for m in marginals.values())
+
+        def loss() -> Tensor:
+            expected = weighted_sum(self.terms(moments), lambda term: marginals[term.name])
+            objective = -expected / scale
+            for parameter, gradient in zip(
+                parameters, torch.autograd.grad(objective, parameters), strict=True
+            ):
+                parameter.grad = gradient
+            return objective
+
+        with torch.enable_grad():
+            optimizer.step(loss)
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _marginals(self, moments: State) -> tuple[Terms, dict[str, Tensor]]:
+        """The terms, and the probability under q of each of their entries, times its scale."""
+        tilts: dict[str, Tensor] = {}
+        terms = self.terms(moments, tilts)
+        found = torch.autograd.grad(summed_out(terms, self.enumerated), list(tilts.values()))
+        scales = {term.name: term.scale for term in terms.every}
+        return terms, {n: g / scales[n] for n, g in zip(tilts, found, strict=True)}
 
     def _best(self, block: Sequence[str], moments: State, expected: Tensor) -> dict[str, Tensors]:
         """The best natural parameters of factors that need not know of each other."""

@@ -9,6 +9,16 @@ from ppl_vi.program.closed_forms import (
 )
 from ppl_vi.program.dependencies import Dependencies, FactorKey, find_dependencies, key
 from ppl_vi.program.expectation import only_expectation, valued
+from ppl_vi.program.expected import (
+    Latents,
+    LatentSite,
+    Term,
+    Terms,
+    expected_terms,
+    latents_of,
+    summed_out,
+    weighted_sum,
+)
 from ppl_vi.program.inspection import inspect
 from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
 from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide
@@ -36,12 +46,16 @@ __all__ = [
     "FactorKey",
     "KeepFrozen",
     "Latent",
+    "LatentSite",
+    "Latents",
     "Pair",
     "Plate",
     "Run",
     "Site",
     "StartingValues",
     "Structure",
+    "Term",
+    "Terms",
     "align",
     "completed",
     "deterministic_values",
@@ -50,6 +64,7 @@ __all__ = [
     "enumerable_sites",
     "enumerated",
     "expanded_parameter",
+    "expected_terms",
     "find_closed_forms",
     "find_data_plates",
     "find_dependencies",
@@ -59,6 +74,7 @@ __all__ = [
     "inspect",
     "joint_support",
     "key",
+    "latents_of",
     "observed_values",
     "only_expectation",
     "plate_dims",
@@ -68,6 +84,8 @@ __all__ = [
     "run_guide",
     "run_model",
     "squeezed",
+    "summed_out",
     "valued",
+    "weighted_sum",
     "with_closed_forms",
 ]

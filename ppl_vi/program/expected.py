@@ -45,6 +45,20 @@ class LatentSite(NamedTuple):
     enumerable: bool
 
 
+class Latents(NamedTuple):
+    """What a model leaves to be inferred or learned.
+
+    Attributes:
+        sites: its latents, in the order of the program.
+        nesting: how many plates it has within each other.
+        parameters: names of the parameters that ask for a gradient.
+    """
+
+    sites: tuple[LatentSite, ...]
+    nesting: int
+    parameters: tuple[str, ...]
+
+
 class Term(NamedTuple):
     """The log-density of one site.
 
@@ -68,14 +82,14 @@ class Terms(NamedTuple):
     trace: Any
 
 
-def latent_sites(pair: Pair) -> tuple[list[LatentSite], int, list[str]]:
-    """The latents of a model in the order of the program, how deep plates nest, and its parameters."""
+def latents_of(pair: Pair) -> Latents:
+    """The latents and the parameters of a model, from one plain run."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular sample")  # torch says it of every Wishart draw
         trace = trace_model(pair, {})
     sites = factor_sites(trace)
     frames = [frame for site in sites.values() for frame in plate_frames(site)]
-    latents = [
+    latents = tuple(
         LatentSite(
             name,
             type(innermost(site["fn"])).__name__,
@@ -86,13 +100,13 @@ def latent_sites(pair: Pair) -> tuple[list[LatentSite], int, list[str]]:
         )
         for name, site in sites.items()
         if not site["is_observed"]
-    ]
-    learned = [
+    )
+    learned = tuple(
         name
         for name, node in trace.nodes.items()
         if node["type"] == "param" and node["value"] is not None and node["value"].requires_grad
-    ]
-    return latents, -min((frame.dim for frame in frames), default=0), learned
+    )
+    return Latents(latents, -min((frame.dim for frame in frames), default=0), learned)
 
 
 def expected_terms(
@@ -111,8 +125,8 @@ def expected_terms(
         enumerated: names of discrete latents.
         nesting: how many plates the model has within each other.
         density: gives the log-density of a site.
-        tilts: is filled with a zero for each entry of the enumerated sites' log-densities, in which
-            gradients can be taken.
+        tilts: is filled with a zero for each entry of the sites' log-densities, in which gradients can
+            be taken.
 
     Raises:
         ModelError: naming the site.
@@ -122,7 +136,7 @@ def expected_terms(
     terms = []
     for name, site in factor_sites(trace).items():
         log_prob = _over_plates(density(name, site["fn"], site["value"]), site)
-        if tilts is not None and name in enumerated:
+        if tilts is not None:
             tilts[name] = torch.zeros_like(log_prob, requires_grad=True)
             log_prob = log_prob + tilts[name]
         site["unscaled_log_prob"] = log_prob

@@ -11,8 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vi.compilation import Captured, capture
 from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, analyse
-from ppl_vi.errors import GuideError
+from ppl_vi.errors import CompileError, GuideError
 from ppl_vi.program import Pair
 from ppl_vi.registry import register_swept_guide
 
@@ -61,6 +62,7 @@ class CAVIGuide(torch.nn.Module):
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
         self._learned: tuple[Tensor, ...] = ()
+        self._captured: Captured | None = None
 
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
@@ -77,6 +79,7 @@ class CAVIGuide(torch.nn.Module):
             ModelError: a site is not conjugate.
         """
         ascent, latents = analyse(Pair(self._model[0], self._model[0], args, kwargs))
+        self._captured = None
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
@@ -94,15 +97,24 @@ class CAVIGuide(torch.nn.Module):
 
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that, in nats."""
-        ascent = self._begun()
-        state = ascent.sweep(self._state())
-        if self._learned:
-            ascent.maximize(state, self._learned)
+        if self._captured is not None:
+            elbo, *new = self._captured(*self._tensors())
+        else:
+            elbo, *new = self._swept()
         with torch.no_grad():
-            for number, name in enumerate(ascent.families):
-                for place, tensor in enumerate(state[name]):
-                    self.get_buffer(f"factor_{number}_{place}").copy_(tensor)
-        return float(ascent.elbo(state))
+            for tensor, value in zip(self._tensors(), new, strict=True):
+                tensor.copy_(value)
+        return float(elbo)
+
+    def capture(self) -> None:
+        """Repeat the operations of a sweep from now on, without the program around them.
+
+        Raises:
+            CompileError: they cannot be repeated.
+        """
+        if self._learned:
+            raise CompileError("parameters of the model are searched for in each sweep")
+        self._captured = capture(self._swept, self._tensors())
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
@@ -114,7 +126,7 @@ class CAVIGuide(torch.nn.Module):
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
         Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Discrete
-        latents that depend on other discrete ones (a Markov chain) are left out.
+        latents that are tied to other discrete ones (a Markov chain) are left out.
         """
         ascent, state = self._begun(), self._state()
         found = {name: f.distribution(state[name]) for name, f in ascent.families.items()}
@@ -148,6 +160,20 @@ class CAVIGuide(torch.nn.Module):
                     stack.enter_context(made[plate.name])
                 drawn[name] = pyro.sample(name, factor)
         return drawn
+
+    def _swept(self) -> tuple[Tensor, ...]:
+        """The ELBO after a sweep, and the natural parameters."""
+        ascent = self._begun()
+        with pyro.validation_enabled(False):
+            state = ascent.sweep(self._state())
+            if self._learned:
+                ascent.maximize(state, self._learned)
+            elbo = ascent.elbo(state)
+        return elbo, *(tensor for name in ascent.families for tensor in state[name])
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """All natural parameters."""
+        return tuple(tensor for own in self._state().values() for tensor in own)
 
     def _state(self) -> dict[str, Tensors]:
         found = {}

@@ -51,6 +51,7 @@ class GMMGuide:
         >>> from ppl_vi import ScoreFunctionELBO, fit
         >>> from ppl_vi.guides import GMMGuide
         >>> from ppl_vi.models import BayesianGMM
+        >>> _ = torch.manual_seed(1)
         >>> model = BayesianGMM(2, sigma=1.0)
         >>> data = torch.cat([torch.randn(50) - 4, torch.randn(50) + 4])
         >>> result = fit(model, GMMGuide(model), data, objective=ScoreFunctionELBO(), steps=300,

@@ -245,8 +245,9 @@ def _moved(
 ) -> _Moved:
     """Take all steps, of gradients or of exact updates."""
     if is_swept(job.guide):
-        losses, reason = sweep_to_rest(job.guide, settings.steps, settings.callbacks, bar)
-        return _Moved(losses, reason, {}, Execution("eager", "exact updates are not captured"))
+        captured = settings.compile is not False
+        swept = sweep_to_rest(job.guide, settings.steps, captured, settings.callbacks, bar)
+        return _Moved(swept[0], swept[1], {}, swept[2])
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")

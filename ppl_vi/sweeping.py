@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vi.errors import GuideError
+from ppl_vi.compilation import Execution
+from ppl_vi.errors import CompileError, GuideError
 from ppl_vi.objectives import ELBO
 from ppl_vi.stopping import StopReason
 from ppl_vi.training import Callback, Progress
 
+_PLAIN_SWEEPS = 5
+"""Before they are captured, which takes as long as four: many fits are done by then."""
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Of the ELBO's own size; less than that is rounding."""
 
@@ -34,6 +37,13 @@ class SweptGuide(Protocol):
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that."""
 
+    def capture(self) -> None:
+        """Repeat the operations of a sweep from now on, without the program around them.
+
+        Raises:
+            CompileError: they cannot be repeated.
+        """
+
     def settle(self) -> None:
         """Set what sweeps leave out, after the last of them."""
 
@@ -49,7 +59,7 @@ def check_settings(objective: Any, optimizer: Any, batched: bool, compiled: bool
         "objective": (type(objective) is not ELBO, "maximise the ELBO alone"),
         "optimizer": (optimizer is not None, "have no learning rate"),
         "batch_size": (batched, "need all rows at once"),
-        "compile": (compiled, "are not captured"),
+        "compile": (compiled, "are not compiled"),
     }
     for setting, (given, reason) in reasons.items():
         if given:
@@ -57,23 +67,27 @@ def check_settings(objective: Any, optimizer: Any, batched: bool, compiled: bool
 
 
 def sweep_to_rest(
-    guide: SweptGuide, steps: int, callbacks: Sequence[Callback], bar: tqdm[None]
-) -> tuple[list[float], StopReason]:
+    guide: SweptGuide, steps: int, captured: bool, callbacks: Sequence[Callback], bar: tqdm[None]
+) -> tuple[list[float], StopReason, Execution]:
     """Sweep until the ELBO rises no more, or ``steps`` sweeps are done.
 
     Args:
         guide: at its start.
         steps: the most sweeps.
+        captured: whether sweeps after the first few may be captured.
         callbacks: told of every sweep.
         bar: shows the ELBO.
 
     Returns:
-        Minus the exact ELBO after each sweep, and why it stopped.
+        Minus the exact ELBO after each sweep, why it stopped, and how sweeps were made.
     """
     losses: list[float] = []
     tolerance = _TOLERANCE.get(torch.get_default_dtype(), 1e-6)
     reason = StopReason.STEPS
+    execution = Execution("eager", "few sweeps" if captured else "compile=False")
     while len(losses) < steps and reason is StopReason.STEPS:
+        if len(losses) == _PLAIN_SWEEPS and captured:
+            execution = _captured(guide, bar)
         losses.append(-guide.sweep())
         bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
         bar.update()
@@ -83,4 +97,15 @@ def sweep_to_rest(
         elif len(losses) > 1 and losses[-2] - losses[-1] <= tolerance * (1 + abs(losses[-1])):
             reason = StopReason.CONVERGED
     guide.settle()
-    return losses, reason
+    return losses, reason, execution
+
+
+def _captured(guide: SweptGuide, bar: tqdm[None]) -> Execution:
+    """Capture the guide's sweeps, if they can be."""
+    try:
+        guide.capture()
+    except CompileError as reason:
+        if not bar.disable:
+            bar.write(f"sweeping eager, since {reason}")
+        return Execution("eager", str(reason))
+    return Execution("captured", "sweeps are not compiled", captures=1)

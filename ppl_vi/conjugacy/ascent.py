@@ -105,18 +105,27 @@ class Ascent:
         return found
 
     def conditionals(self, state: State) -> dict[str, Tensor]:
-        """q of each enumerated site that depends on no other one, ``[*plates, states]``."""
+        """q of each enumerated site that no term ties to another one, ``[*plates, states]``."""
         terms, marginals = self._marginals(self.moments(state))
+        tied = self._tied(terms)
         found = {}
         for term in terms.every:
-            if term.own_dim is None:
+            if term.own_dim is None or term.own_dim in tied:
                 continue
             joint = marginals[term.name].movedim(term.own_dim, -1)
-            plates = joint.shape[joint.dim() - 1 - self.nesting : -1]
-            if joint[..., 0].numel() == plates.numel():
-                joint = joint.reshape(*plates, joint.shape[-1])
-                found[term.name] = joint / joint.sum(-1, keepdim=True)
+            joint = joint.reshape(joint.shape[joint.dim() - 1 - term.depth :])
+            found[term.name] = joint / joint.sum(-1, keepdim=True)
         return found
+
+    def _tied(self, terms: Terms) -> set[int]:
+        """The enumerated dimensions that meet another one in some term."""
+        tied: set[int] = set()
+        for term in terms.every:
+            left = range(-term.log_prob.dim(), -self.nesting - 1)
+            own = {dim for dim in left if term.log_prob.shape[dim] > 1}
+            if len(own) > 1:
+                tied |= own
+        return tied
 
     def maximize(self, state: State, parameters: Sequence[Tensor]) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.

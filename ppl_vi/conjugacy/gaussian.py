@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.sums import compact
-from ppl_vi.conjugacy.values import Law, Operation, Uncertain, Unknown, rule
+from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, Unknown, rule
 
 Sites = tuple[str, ...]
 
@@ -121,23 +121,7 @@ def _mapped_together(function: Callable[..., Any], depth: int) -> Callable[..., 
     return function
 
 
-@rule(
-    *(
-        "expand",
-        "expand_as",
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "unsqueeze",
-        "squeeze",
-        "T",
-    ),
-    *("permute", "transpose", "t", "mT", "movedim", "swapaxes", "flatten", "unflatten", "ravel"),
-    *("getitem", "index_select", "gather", "take_along_dim", "narrow", "select", "flip", "roll"),
-    *("contiguous", "clone", "to", "float", "double", "type_as", "repeat", "tile", "broadcast_to"),
-    *("neg", "sum", "mean", "cumsum", "diff", "trace", "diagonal", "tril", "triu", "detach"),
-)
+@rule(*MOVES, "neg", "sum", "mean", "cumsum", "diff", "trace", "diagonal", "tril", "triu")
 def _linear(operation: Operation) -> Law | None:
     """Operations that are linear in their only uncertain argument."""
     return _on_each_part(operation)

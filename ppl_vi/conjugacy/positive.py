@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.sums import compact
-from ppl_vi.conjugacy.values import Law, Operation, Uncertain, plain, rule
+from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, plain, rule
 
 
 @dataclass(frozen=True)
@@ -123,23 +123,7 @@ def certain_positive(value: Any) -> Positive | None:
     return Positive(tensor.log(), tensor, {}, (-tensor).log1p())
 
 
-@rule(
-    *(
-        "expand",
-        "expand_as",
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "unsqueeze",
-        "squeeze",
-        "T",
-    ),
-    *("permute", "transpose", "t", "mT", "movedim", "swapaxes", "flatten", "unflatten", "ravel"),
-    *("getitem", "index_select", "gather", "take_along_dim", "narrow", "select", "flip", "roll"),
-    *("contiguous", "clone", "to", "float", "double", "type_as", "repeat", "tile", "broadcast_to"),
-    "detach",
-)
+@rule(*MOVES)
 def _moved(operation: Operation) -> Law | None:
     laws = operation.laws
     if len(laws) != 1 or not isinstance(laws[0], Positive):

@@ -110,6 +110,15 @@ _NEW = frozenset(
 _LIKE = frozenset(("type_as", "expand_as", "view_as", "reshape_as", "to"))
 """Operations that look at the shape or the type of another tensor alone."""
 
+MOVES = (
+    *("expand", "expand_as", "view", "view_as", "reshape", "reshape_as", "unsqueeze", "squeeze"),
+    *("T", "t", "mT", "permute", "transpose", "movedim", "swapaxes", "flatten", "unflatten"),
+    *("ravel", "getitem", "index_select", "gather", "take_along_dim", "narrow", "select", "flip"),
+    *("roll", "contiguous", "clone", "detach", "to", "float", "double", "type_as", "repeat"),
+    *("tile", "broadcast_to"),
+)
+"""Operations that move entries about, or leave them where they are."""
+
 Rule = Callable[[Operation], Law | list[Law | None] | None]
 """The law of an operation's result, or those of several; None where the rule does not apply."""
 

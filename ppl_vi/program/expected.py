@@ -67,12 +67,14 @@ class Term(NamedTuple):
         log_prob: over its plates, and on their left the dimensions of enumerated latents.
         scale: of its plates.
         own_dim: where the site is enumerated itself, the dimension of its values, from the right.
+        depth: how many dimensions from the right are those of its plates.
     """
 
     name: str
     log_prob: Tensor
     scale: Tensor | float
     own_dim: int | None
+    depth: int
 
 
 class Terms(NamedTuple):
@@ -141,7 +143,9 @@ def expected_terms(
             log_prob = log_prob + tilts[name]
         site["unscaled_log_prob"] = log_prob
         masked = scale_and_mask(log_prob, mask=site["mask"])
-        terms.append(Term(name, masked, site["scale"], site["infer"].get("_enumerate_dim")))
+        depth = max((-frame.dim for frame in plate_frames(site)), default=0)
+        own_dim = site["infer"].get("_enumerate_dim")
+        terms.append(Term(name, masked, site["scale"], own_dim, depth))
     return Terms(tuple(terms), trace)
 
 

@@ -25,7 +25,10 @@ from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
 
 _TRIED = 3
-_REFUSED = (ValueError, RuntimeError, TypeError, IndexError, KeyError, NotImplementedError)
+_REFUSED = (
+    *(ValueError, RuntimeError, TypeError, IndexError, KeyError, NotImplementedError),
+    AssertionError,  # Pyro's, of an enumerated value whose dimensions another one has taken
+)
 
 
 def choose_particles(structure: Structure, pair: Pair) -> Structure:

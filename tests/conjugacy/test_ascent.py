@@ -273,6 +273,27 @@ def test_a_learned_variance_beside_a_factor() -> None:
     assert result.bound == pytest.approx(evidence.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["diagonal mixture", "factor analysis", "categorical chain"])
+def test_captured_sweeps_are_the_same(name: str) -> None:
+    model, arguments = PROGRAMS[name]
+    captured, eager = (
+        fit(model, "cavi", arguments, steps=9, seed=2, compile=compile, progress=False)
+        for compile in ("auto", False)
+    )
+    assert captured.execution.mode == "captured" and eager.execution.mode == "eager"
+    torch.testing.assert_close(captured.losses, eager.losses, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_are_summed_out_again_for_the_result(name: str) -> None:
+    model, arguments = PROGRAMS[name]
+    result = fit(model, "cavi", arguments, steps=4, seed=0, progress=False)
+    assert not {"z_0", "z_1"} & set(result.guide.factors())
+    assert result.elbo > result.bound  # which has a factor for the chain
+    gradients = fit(model, "normal", arguments, steps=4, seed=0, progress=False)
+    assert torch.isfinite(gradients.losses).all()
+
+
 def test_a_fit_is_an_ordinary_result() -> None:
     x = programs.POINTS
     result = fit(programs.diagonal_mixture, "cavi", x, seed=0, restarts=4, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -89,6 +90,11 @@ def sweep_to_rest(
         if len(losses) == _PLAIN_SWEEPS and captured:
             execution = _captured(guide, bar)
         losses.append(-guide.sweep())
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"sweep {len(losses)}: the ELBO is {-losses[-1]}. Look for values that no site can "
+                f"have (a scale below zero), or start nearer to the data (initial_values)."
+            )
         bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
         bar.update()
         told = Progress(len(losses), losses[-1], losses[-1])

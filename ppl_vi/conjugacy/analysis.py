@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vi.conjugacy.ascent import Ascent
 from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
-from ppl_vi.conjugacy.values import NotConjugateError
+from ppl_vi.conjugacy.values import NotConjugateError, checked
 from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
 
 _ZERO = 1e-5
@@ -44,6 +44,8 @@ def analyse(pair: Pair) -> tuple[Ascent, Latents]:
     draws = {site.name: site.value for site in latents.sites if not site.enumerable}
     enumerated = tuple(site.name for site in latents.sites if site.enumerable)
     ascent = Ascent(pair, families, draws, enumerated, latents.nesting)
+    with checked():
+        ascent.elbo({name: f.start(draws[name], 0.5) for name, f in families.items()})
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
     families |= {n: replace(f, coupled=_coupled(ascent, n)) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)

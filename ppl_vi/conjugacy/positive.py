@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.sums import compact
-from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, plain, rule
+from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, holds, plain, rule
+
+_ONE = 1e-3
+"""How near to one the sum of probabilities must be."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +212,12 @@ def _joined(operation: Operation) -> Law | None:
 
 @rule("sum")
 def _total(operation: Operation) -> Law | None:
-    """The sum of probabilities, which distributions divide them by."""
+    """The sum of probabilities, which is one, and which distributions divide them by."""
     law = operation.laws[0]
     dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
     if not isinstance(law, Positive) or dim not in (-1, (-1,), [-1]):
+        return None
+    total = plain(operation.args[0]).sum(-1)
+    if not holds(lambda: (total - 1).abs() < _ONE):
         return None
     return Total(law)

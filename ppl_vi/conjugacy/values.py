@@ -8,6 +8,8 @@ algebra is no error by itself: its result carries the reason, and whoever needs 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -109,6 +111,24 @@ _NEW = frozenset(
 )
 _LIKE = frozenset(("type_as", "expand_as", "view_as", "reshape_as", "to"))
 """Operations that look at the shape or the type of another tensor alone."""
+
+_CHECKED: ContextVar[bool] = ContextVar("checked", default=False)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Within it, what rules take for granted is looked up in the draws."""
+    token = _CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
+
+
+def holds(condition: Callable[[], Tensor]) -> bool:
+    """Whether a condition on draws holds; taken for granted where it was checked before."""
+    return not _CHECKED.get() or bool(condition().all())
+
 
 MOVES = (
     *("expand", "expand_as", "view", "view_as", "reshape", "reshape_as", "unsqueeze", "squeeze"),

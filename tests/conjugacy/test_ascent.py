@@ -338,6 +338,13 @@ def conditional(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(m if m > 0 else -m, 1.0), obs=y)
 
 
+def normalized(y: Tensor) -> None:
+    with pyro.plate("kinds", 3):
+        g = pyro.sample("g", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Categorical(g / g.sum(-1)), obs=torch.zeros(len(y)))
+
+
 def looping(y: Tensor) -> None:
     transition = pyro.sample("transition", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
     z: Any = 0
@@ -354,6 +361,7 @@ def looping(y: Tensor) -> None:
         (squared, "site 'y'.*product of a latent with itself"),
         (by_scale, "site 'y'.*precision"),
         (conditional, "value of a latent"),
+        (normalized, "site 'y'.*probs.*'sum'"),
         (looping, "70 discrete latents.*pyro.markov"),
     ],
 )

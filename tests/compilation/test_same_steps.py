@@ -226,8 +226,8 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "adagrad": partial(of_switch, optimizer=partial(torch.optim.Adagrad, lr=0.1)),
     "pyro's optimizer": partial(of_switch, optimizer=pyro.optim.ClippedAdam({"lr": 0.1})),
 }
-COMPILED = ("minibatches, rows drawn", "module", "adagrad")
-"""In the default run: batches of two sizes, buffers and dropout, a loss compiled alone."""
+COMPILED = ("module", "adagrad")
+"""In the default run: buffers and dropout, a loss compiled alone; test_blocks has more."""
 SLOW = [f"{n}, {g}" for n in MIXTURES for g in GUIDES if n != "textbook" and g != "normal"]
 """The default run captures every mixture with one guide, and every guide with one mixture."""
 

@@ -50,7 +50,7 @@ def begun(name: str, seed: int = 0) -> CAVIGuide:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_bound_never_falls(name: str) -> None:
-    for seed in range(2):
+    for seed in range(1 if name in CHAINS else 2):
         guide = begun(name, seed)
         bounds = torch.tensor([guide.sweep() for _ in range(8 if name in CHAINS else 25)])
         assert torch.isfinite(bounds).all()

@@ -61,6 +61,7 @@ class CAVIGuide(torch.nn.Module):
         self._model = (model,)  # in a tuple: a model that is a module is no part of the guide
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
+        self._buffers_of: dict[str, tuple[str, ...]] = {}
         self._learned: tuple[Tensor, ...] = ()
         self._captured: Captured | None = None
 
@@ -87,9 +88,13 @@ class CAVIGuide(torch.nn.Module):
         state = {n: f.start(start[n], _SPREAD) for n, f in ascent.families.items()}
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
             state = ascent.from_responsibilities(state, ascent.random_responsibilities(state))
-        for number, name in enumerate(ascent.families):
-            for place, tensor in enumerate(state[name]):
-                self.register_buffer(f"factor_{number}_{place}", tensor.detach().clone())
+        self._buffers_of = {
+            name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
+            for number, name in enumerate(ascent.families)
+        }
+        for name, buffers in self._buffers_of.items():
+            for buffer, tensor in zip(buffers, state[name], strict=True):
+                self.register_buffer(buffer, tensor.detach().clone())
         conditionals = ascent.conditionals(state)
         self._discrete = tuple(conditionals)
         for number, probabilities in enumerate(conditionals.values()):
@@ -176,11 +181,8 @@ class CAVIGuide(torch.nn.Module):
         return tuple(tensor for own in self._state().values() for tensor in own)
 
     def _state(self) -> dict[str, Tensors]:
-        found = {}
-        for number, (name, family) in enumerate(self._begun().families.items()):
-            count = len(family.start(self._begun().draws[name], _SPREAD))
-            found[name] = tuple(self.get_buffer(f"factor_{number}_{p}") for p in range(count))
-        return found
+        own = self._buffers_of.items()
+        return {name: tuple(map(self.get_buffer, buffers)) for name, buffers in own}
 
     def _begun(self) -> Ascent:
         if self._ascent is None:

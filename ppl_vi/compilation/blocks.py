@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compilation.building import Builds, Compiled
-from ppl_vi.compilation.capturing import Captured, repeatable_draws
+from ppl_vi.compilation.capturing import Captured, close, repeatable_draws
 from ppl_vi.compilation.flat import FlatParameters
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
@@ -276,8 +276,7 @@ class BlockRunner:
         moments = zip(plain.states, compiled.states, strict=True)
         pairs += list(moments) or [(plain.flat - carried.flat, compiled.flat - carried.flat)]
         for mine, other in pairs:
-            scale = mine.abs().nan_to_num(0.0, 0.0, 0.0).max().item()
-            if not torch.allclose(mine, other, rtol=_CLOSE, atol=_CLOSE * scale, equal_nan=True):
+            if not close(mine, other, _CLOSE):
                 raise CompileError("a compiled step gives another result than the same step eager")
 
 

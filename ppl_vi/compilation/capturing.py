@@ -111,7 +111,7 @@ def check_same(captured: Captured, program: Program) -> None:
                 expected = [output.detach().clone() for output in program()]
             again()
             found = captured.pure(*captured.tensors)[: len(expected)]
-    same = len(expected) == captured.num_outputs and all(map(_close, expected, found))
+    same = len(expected) == captured.num_outputs and all(map(close, expected, found))
     if not same:
         raise CompileError(
             "the program gives another result each time on the same draws: it reads something that "
@@ -119,11 +119,12 @@ def check_same(captured: Captured, program: Program) -> None:
         )
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def close(one: Tensor, other: Tensor, tolerance: float = _CLOSE) -> bool:
+    """Whether two tensors differ by no more than that part of the largest entry."""
     if one.shape != other.shape:
         return False
     scale = one.detach().abs().nan_to_num(0.0, 0.0, 0.0).max().item() if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=_CLOSE, atol=_CLOSE * scale, equal_nan=True)
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ is zero, neither needs the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,8 @@ def analyse(pair: Pair) -> tuple[Ascent, Latents]:
     with checked():
         ascent.elbo({name: f.start(draws[name], 0.5) for name, f in families.items()})
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
-    families |= {n: replace(f, coupled=_coupled(ascent, n)) for n, f in gaussian.items()}
+    coupled = _coupled(ascent, list(gaussian))
+    families |= {n: replace(f, coupled=coupled[n]) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)
     return replace(ascent, blocks=_blocks(ascent)), latents
 
@@ -77,12 +78,20 @@ def _gradients(value: Tensor, leaves: Any, create_graph: bool = False) -> list[T
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
-def _coupled(ascent: Ascent, name: str) -> tuple[int, ...]:
-    """The dimensions of a Gaussian site along which its entries depend on each other."""
+def _coupled(ascent: Ascent, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """By Gaussian site, the dimensions along which its entries depend on each other."""
+    if not names:
+        return {}
     function, moments = _weighted(ascent)
-    mean = moments[name][0]
-    shape = ascent.families[name].shape
-    (gradient,) = _gradients(function(moments), [mean], create_graph=True)
+    means = [moments[name][0] for name in names]
+    gradients = _gradients(function(moments), means, create_graph=True)
+    return {
+        name: _coupled_dims(gradient, mean, ascent.families[name].shape)
+        for name, gradient, mean in zip(names, gradients, means, strict=True)
+    }
+
+
+def _coupled_dims(gradient: Tensor, mean: Tensor, shape: torch.Size) -> tuple[int, ...]:
     if not gradient.requires_grad:
         return ()
     found = []

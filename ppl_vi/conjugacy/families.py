@@ -42,9 +42,12 @@ class Family(ABC):
     def law(self, moments: Tensors) -> Law:
         """The law of the site's value."""
 
-    @abstractmethod
     def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
-        """The best natural parameters, from the gradient of E log p in the mean parameters."""
+        """The best natural parameters, from the gradient of E log p in the mean parameters.
+
+        They are that gradient, unless the moments are in another form.
+        """
+        return gradients
 
     @abstractmethod
     def distribution(self, natural: Tensors) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
@@ -17,7 +16,7 @@ from ppl_vi.conjugacy.densities import (
     summed,
 )
 from ppl_vi.conjugacy.gaussian import Multilinear
-from ppl_vi.conjugacy.matrices import PositiveDefinite
+from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
 from ppl_vi.conjugacy.sums import compact, grows, summed_product
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 
@@ -78,9 +77,8 @@ def _precision_matrix(distribution: Any) -> tuple[Tensor, Tensor]:
     for name in ("covariance_matrix", "scale_tril"):
         if isinstance(given.get(name), Uncertain):
             raise NotConjugateError(f"its {name} is a latent; give it a precision_matrix")
-    root = distribution._unbroadcasted_scale_tril
-    inverse = torch.cholesky_inverse(root)
-    return inverse, -2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    inverse, log_determinant = inverse_of(distribution._unbroadcasted_scale_tril)
+    return inverse, -log_determinant
 
 
 def _apart(value: Multilinear, loc: Multilinear) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.values import Law, Operation, rule
@@ -20,6 +21,11 @@ class PositiveDefinite(Law):
 
     mean: Tensor
     log_determinant: Tensor
+
+
+def inverse_of(root: Tensor) -> tuple[Tensor, Tensor]:
+    """S⁻¹ and log |S| of S = L Lᵀ, from L ``[*batch, D, D]``."""
+    return torch.cholesky_inverse(root), 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 @rule(

@@ -62,15 +62,7 @@ class Positive(Law):
 
     def compact(self, keep: int = 0) -> Positive:
         """The law with one entry along each dimension that it was expanded over, but the last ones."""
-        powers = self.powers and {
-            site: replace(power, mean=compact(power.mean, keep))
-            for site, power in self.powers.items()
-        }
-        factor, rest = (
-            None if tensor is None else compact(tensor, keep)
-            for tensor in (self.factor, self.log_complement)
-        )
-        return Positive(compact(self.log, keep), factor, powers, rest)
+        return self._mapped(lambda tensor: compact(tensor, keep))
 
     def to_the(self, exponent: float) -> Positive:
         """The law of a power of the value."""
@@ -97,11 +89,14 @@ class Positive(Law):
 
     def moved(self, function: Callable[[Tensor], Tensor]) -> Positive:
         """The law after an operation that moves entries about."""
+        return self._mapped(lambda tensor: function(tensor.expand_as(self.log)))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Positive:
+        """The law with a function applied to each of its tensors."""
         powers = self.powers and {
-            site: replace(power, mean=function(power.mean.expand_as(self.log)))
-            for site, power in self.powers.items()
+            site: replace(power, mean=function(power.mean)) for site, power in self.powers.items()
         }
-        factor = None if self.factor is None else function(self.factor.expand_as(self.log))
+        factor = None if self.factor is None else function(self.factor)
         complement = None if self.log_complement is None else function(self.log_complement)
         return Positive(function(self.log), factor, powers, complement)
 
@@ -121,7 +116,7 @@ def certain_positive(value: Any) -> Positive | None:
     """The law of a value, where a plain tensor is itself; None where it has another one."""
     if isinstance(value, Uncertain):
         return value.law if isinstance(value.law, Positive) else None
-    tensor = torch.as_tensor(plain(value))
+    tensor = torch.as_tensor(value)
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
     return Positive(tensor.log(), tensor, {}, (-tensor).log1p())
 
@@ -154,7 +149,7 @@ def _quotient(operation: Operation) -> Law | None:
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 
 
-@rule("pow", "rpow", *_POWERS)
+@rule("pow", *_POWERS)
 def _power(operation: Operation) -> Law | None:
     name = operation.function.__name__.strip("_")
     exponent = _POWERS.get(name)

@@ -16,22 +16,17 @@ from ppl_vi.conjugacy.densities import (
     positive,
     summed,
 )
-from ppl_vi.conjugacy.matrices import PositiveDefinite
+from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 
 
-@density("Gamma")
+@density("Gamma", "Chi2")
 def _gamma(distribution: Any, value: Any, events: int) -> Tensor:
     """a E log b - log Γ(a) + (a - 1) E log v - E b E v."""
     a = certain(distribution.concentration, "concentration")
     v, b = positive(value, "value"), positive(distribution.rate, "rate").compact()
     linear = mean_of(b, "rate") * mean_of(v, "value")
     return summed(a * b.log - a.lgamma() + (a - 1) * v.log - linear, distribution, events)
-
-
-@density("Chi2")
-def _chi2(distribution: Any, value: Any, events: int) -> Tensor:
-    return _gamma(distribution, value, events)
 
 
 @density("Exponential")
@@ -79,8 +74,7 @@ def _wishart(distribution: Any, value: Any, events: int) -> Tensor:
         raise NotConjugateError("its value must be a Wishart latent")
     n, root = certain(distribution.df, "df"), distribution._unbroadcasted_scale_tril
     dimension = root.shape[-1]
-    inverse = torch.cholesky_inverse(root)
-    log_scale = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    inverse, log_scale = inverse_of(root)
     found = (
         0.5 * (n - dimension - 1) * law.log_determinant
         - 0.5 * (inverse * law.mean).sum((-2, -1))

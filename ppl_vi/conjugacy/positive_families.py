@@ -32,9 +32,6 @@ class GammaFamily(Family):
         log, mean = moments
         return Positive(log, torch.ones_like(log), {self.site: Power(mean, 1.0)})
 
-    def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
-        return gradients
-
     def distribution(self, natural: Tensors) -> Any:
         return dist.Gamma(natural[0] + self._less, -natural[1]).to_event(self.event_dim)
 
@@ -77,9 +74,6 @@ class BetaFamily(Family):
     def law(self, moments: Tensors) -> Law:
         return Positive(moments[0], log_complement=moments[1])
 
-    def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
-        return gradients
-
     def distribution(self, natural: Tensors) -> Any:
         return dist.Beta(natural[0] + 1, natural[1] + 1).to_event(self.event_dim)
 
@@ -99,9 +93,6 @@ class DirichletFamily(Family):
 
     def law(self, moments: Tensors) -> Law:
         return Positive(moments[0])
-
-    def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
-        return gradients
 
     def distribution(self, natural: Tensors) -> Any:
         return dist.Dirichlet(natural[0] + 1).to_event(self.event_dim - 1)

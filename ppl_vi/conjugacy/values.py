@@ -61,14 +61,12 @@ class Uncertain(Tensor):
         name = _name_of(func)
         if name in _REFUSED:
             raise NotConjugateError(f"the program uses the value of a latent ('{name}')")
-        likewise = name in _LIKE and not isinstance(args[0], Uncertain)
-        if name in _NEW or likewise:
-            plain_args, plain_kwargs = tree_map(plain, (tuple(args), dict(kwargs or {})))
-            return func(*plain_args, **plain_kwargs)
-        if name in _COMPOSED:
-            return _COMPOSED[name](*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
+        if name in _COMPOSED:
+            return _COMPOSED[name](*args, **kwargs)
         plain_args, plain_kwargs = tree_map(plain, (tuple(args), kwargs))
+        if name in _NEW or (name in _LIKE and not isinstance(args[0], Uncertain)):
+            return func(*plain_args, **plain_kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*plain_args, **plain_kwargs)
             if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.families import Family, Tensors, family
-from ppl_vi.conjugacy.matrices import PositiveDefinite
+from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
 from ppl_vi.conjugacy.values import Law
 
 
@@ -31,12 +31,11 @@ class WishartFamily(Family):
 
     def moments(self, natural: Tensors) -> Tensors:
         freedom, inverse_scale = self._usual(natural)
-        root = torch.linalg.cholesky(inverse_scale)
-        log_scale = -2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        dimension = root.shape[-1]
+        scale, log_inverse = inverse_of(torch.linalg.cholesky(inverse_scale))
+        dimension = scale.shape[-1]
         halves = 0.5 * (freedom.unsqueeze(-1) - torch.arange(dimension).to(freedom))
-        log = halves.digamma().sum(-1) + dimension * math.log(2.0) + log_scale
-        return log, freedom[..., None, None] * torch.cholesky_inverse(root)
+        log = halves.digamma().sum(-1) + dimension * math.log(2.0) - log_inverse
+        return log, freedom[..., None, None] * scale
 
     def law(self, moments: Tensors) -> Law:
         return PositiveDefinite(moments[1], moments[0])

@@ -11,8 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.compilation import Captured, capture
-from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, analyse
+from ppl_vi.compilation import Builds, Captured, CompiledGraph, capture, compiled, folded
+from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, Weights, analyse
 from ppl_vi.errors import CompileError, GuideError
 from ppl_vi.program import Pair
 from ppl_vi.registry import register_swept_guide
@@ -63,7 +63,9 @@ class CAVIGuide(torch.nn.Module):
         self._sites: dict[str, LatentSite] = {}
         self._buffers_of: dict[str, tuple[str, ...]] = {}
         self._learned: tuple[Tensor, ...] = ()
+        self._weights: Weights = {}
         self._captured: Captured | None = None
+        self._repeat: Captured | CompiledGraph | None = None
 
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
@@ -80,14 +82,16 @@ class CAVIGuide(torch.nn.Module):
             ModelError: a site is not conjugate.
         """
         ascent, latents = analyse(Pair(self._model[0], self._model[0], args, kwargs))
-        self._captured = None
+        self._captured = self._repeat = None
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
         start = {**ascent.draws, **{n: v.detach() for n, v in values.items() if n in ascent.draws}}
         state = {n: f.start(start[n], _SPREAD) for n, f in ascent.families.items()}
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
-            state = ascent.from_responsibilities(state, ascent.random_responsibilities(state))
+            state = ascent.best(
+                state, ascent.weights_from(state, ascent.random_responsibilities(state))
+            )
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)
@@ -95,6 +99,8 @@ class CAVIGuide(torch.nn.Module):
         for name, buffers in self._buffers_of.items():
             for buffer, tensor in zip(buffers, state[name], strict=True):
                 self.register_buffer(buffer, tensor.detach().clone())
+        with pyro.validation_enabled(False):
+            self._weights = ascent.weights(state)[1]
         conditionals = ascent.conditionals(state)
         self._discrete = tuple(conditionals)
         for number, probabilities in enumerate(conditionals.values()):
@@ -102,16 +108,15 @@ class CAVIGuide(torch.nn.Module):
 
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that, in nats."""
-        if self._captured is not None:
-            elbo, *new = self._captured(*self._tensors())
-        else:
-            elbo, *new = self._swept()
-        with torch.no_grad():
-            for tensor, value in zip(self._tensors(), new, strict=True):
-                tensor.copy_(value)
-        return float(elbo)
+        swept = self._swept() if self._repeat is None else self._repeat(*self._tensors())
+        new = iter(tensor.detach() for tensor in swept[1:])
+        for buffers in self._buffers_of.values():
+            for buffer in buffers:
+                setattr(self, buffer, next(new))
+        self._weights = {group: next(new) for group in self._weights}
+        return float(swept[0])
 
-    def capture(self) -> None:
+    def capture(self) -> Captured:
         """Repeat the operations of a sweep from now on, without the program around them.
 
         Raises:
@@ -119,7 +124,21 @@ class CAVIGuide(torch.nn.Module):
         """
         if self._learned:
             raise CompileError("parameters of the model are searched for in each sweep")
-        self._captured = capture(self._swept, self._tensors())
+        self._repeat = self._captured = folded(capture(self._swept, self._tensors()))
+        return self._captured
+
+    def compile(self, builds: Builds) -> None:
+        """Run the captured operations as a compiled library from now on.
+
+        Args:
+            builds: compiles, and counts.
+
+        Raises:
+            CompileError: they cannot be compiled.
+        """
+        if self._captured is None:
+            raise CompileError("sweeps are captured first")
+        self._repeat = compiled(self._captured, builds)
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
@@ -167,18 +186,19 @@ class CAVIGuide(torch.nn.Module):
         return drawn
 
     def _swept(self) -> tuple[Tensor, ...]:
-        """The ELBO after a sweep, and the natural parameters."""
+        """The ELBO after a sweep, the natural parameters, and the weights."""
         ascent = self._begun()
         with pyro.validation_enabled(False):
-            state = ascent.sweep(self._state())
+            state = ascent.best(self._state(), self._weights)
             if self._learned:
-                ascent.maximize(state, self._learned)
-            elbo = ascent.elbo(state)
-        return elbo, *(tensor for name in ascent.families for tensor in state[name])
+                ascent.maximize(state, self._weights, self._learned)
+            elbo, weights = ascent.weights(state)
+        return elbo, *(t for name in ascent.families for t in state[name]), *weights.values()
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        """All natural parameters."""
-        return tuple(tensor for own in self._state().values() for tensor in own)
+        """All that a sweep starts from: natural parameters, and the weights at them."""
+        own = self._state().values()
+        return *(tensor for tensors in own for tensor in tensors), *self._weights.values()
 
     def _state(self) -> dict[str, Tensors]:
         own = self._buffers_of.items()

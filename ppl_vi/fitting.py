@@ -245,9 +245,9 @@ def _moved(
 ) -> _Moved:
     """Take all steps, of gradients or of exact updates."""
     if is_swept(job.guide):
-        captured = settings.compile is not False
-        swept = sweep_to_rest(job.guide, settings.steps, captured, settings.callbacks, bar)
-        return _Moved(swept[0], swept[1], {}, swept[2])
+        wish, calls = settings.compile, settings.callbacks
+        losses, reason, execution = sweep_to_rest(job.guide, settings.steps, wish, calls, bar)
+        return _Moved(losses, reason, {}, execution)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
@@ -290,9 +290,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         if is_swept(guide):
-            check_settings(
-                settings.objective, settings.optimizer, source.batched, settings.compile is True
-            )
+            check_settings(settings.objective, settings.optimizer, source.batched)
             guide.begin(source.whole().args, source.whole().kwargs, values)
         job = Job(model, guide, source, plates)
         return job, job.check()

@@ -8,9 +8,10 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
-from ppl_vi.compilation import Execution
+from ppl_vi.compilation import Builds, Captured, Execution, Mode, Wish, compile_seconds, repays
 from ppl_vi.errors import CompileError, GuideError
 from ppl_vi.objectives import ELBO
 from ppl_vi.stopping import StopReason
@@ -38,11 +39,18 @@ class SweptGuide(Protocol):
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that."""
 
-    def capture(self) -> None:
+    def capture(self) -> Captured:
         """Repeat the operations of a sweep from now on, without the program around them.
 
         Raises:
             CompileError: they cannot be repeated.
+        """
+
+    def compile(self, builds: Builds) -> None:
+        """Run the captured operations as a compiled library from now on.
+
+        Raises:
+            CompileError: they cannot be compiled.
         """
 
     def settle(self) -> None:
@@ -54,13 +62,12 @@ def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
     return isinstance(guide, SweptGuide)
 
 
-def check_settings(objective: Any, optimizer: Any, batched: bool, compiled: bool) -> None:
+def check_settings(objective: Any, optimizer: Any, batched: bool) -> None:
     """Raise GuideError for settings of ``fit`` that mean nothing to exact updates."""
     reasons = {
         "objective": (type(objective) is not ELBO, "maximise the ELBO alone"),
         "optimizer": (optimizer is not None, "have no learning rate"),
         "batch_size": (batched, "need all rows at once"),
-        "compile": (compiled, "are not compiled"),
     }
     for setting, (given, reason) in reasons.items():
         if given:
@@ -68,27 +75,31 @@ def check_settings(objective: Any, optimizer: Any, batched: bool, compiled: bool
 
 
 def sweep_to_rest(
-    guide: SweptGuide, steps: int, captured: bool, callbacks: Sequence[Callback], bar: tqdm[None]
+    guide: SweptGuide, steps: int, wish: Wish, callbacks: Sequence[Callback], bar: tqdm[None]
 ) -> tuple[list[float], StopReason, Execution]:
     """Sweep until the ELBO rises no more, or ``steps`` sweeps are done.
 
     Args:
         guide: at its start.
         steps: the most sweeps.
-        captured: whether sweeps after the first few may be captured.
+        wish: whether sweeps are compiled; ``"auto"`` captures them after the first few, and compiles
+            them after as many as would have repaid that.
         callbacks: told of every sweep.
         bar: shows the ELBO.
 
     Returns:
         Minus the exact ELBO after each sweep, why it stopped, and how sweeps were made.
+
+    Raises:
+        CompileError: the wish is ``True``, and sweeps cannot be compiled.
+        FloatingPointError: the ELBO is not finite.
     """
     losses: list[float] = []
     tolerance = _TOLERANCE.get(torch.get_default_dtype(), 1e-6)
     reason = StopReason.STEPS
-    execution = Execution("eager", "few sweeps" if captured else "compile=False")
+    faster = _Faster(guide, steps, wish, bar)
     while len(losses) < steps and reason is StopReason.STEPS:
-        if len(losses) == _PLAIN_SWEEPS and captured:
-            execution = _captured(guide, bar)
+        faster.before(len(losses))
         losses.append(-guide.sweep())
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(
@@ -103,15 +114,51 @@ def sweep_to_rest(
         elif len(losses) > 1 and losses[-2] - losses[-1] <= tolerance * (1 + abs(losses[-1])):
             reason = StopReason.CONVERGED
     guide.settle()
-    return losses, reason, execution
+    return losses, reason, faster.execution
 
 
-def _captured(guide: SweptGuide, bar: tqdm[None]) -> Execution:
-    """Capture the guide's sweeps, if they can be."""
-    try:
-        guide.capture()
-    except CompileError as reason:
-        if not bar.disable:
-            bar.write(f"sweeping eager, since {reason}")
-        return Execution("eager", str(reason))
-    return Execution("captured", "sweeps are not compiled", captures=1)
+class _Faster:
+    """Has sweeps captured, and compiled, when that repays."""
+
+    def __init__(self, guide: SweptGuide, steps: int, wish: Wish, bar: tqdm[None]) -> None:
+        self._guide, self._steps, self._wish, self._bar = guide, steps, wish, bar
+        self._builds = Builds()
+        self._graph: GraphModule | None = None
+        self._mode: Mode = "eager"
+        self._reason = "compile=False" if wish is False else "few sweeps"
+        self._given_up = wish is False
+
+    @property
+    def execution(self) -> Execution:
+        """How sweeps were made."""
+        builds, captures = self._builds, int(self._graph is not None)
+        counts = captures, builds.compiled, builds.loaded, builds.seconds
+        return Execution(self._mode, self._reason, *counts)
+
+    def before(self, done: int) -> None:
+        """Look, before another sweep, whether it is time."""
+        if self._given_up:
+            return
+        try:
+            if self._mode == "eager" and (done == _PLAIN_SWEEPS or self._wish is True):
+                self._graph = self._guide.capture().graph
+                self._mode, self._reason = "captured", "more sweeps would have to repay compiling"
+            if self._mode == "captured" and self._graph and self._repays(self._graph, done):
+                self._tell(f"compiling the sweep (about {compile_seconds(self._graph):.0f} s)")
+                self._guide.compile(self._builds)
+                self._mode, self._reason, self._given_up = "compiled", "", True
+        except CompileError as reason:
+            if self._wish is True:
+                raise CompileError(
+                    f"compile=True: {reason}. Correct it, or leave compile out."
+                ) from reason.__cause__
+            self._reason, self._given_up = str(reason), True
+            self._tell(f"sweeps stay {self._mode}, since {reason}")
+
+    def _repays(self, graph: GraphModule, done: int) -> bool:
+        """Whether the sweeps that were made would have repaid it, and as many may come."""
+        return self._wish is True or repays(graph, min(done, self._steps - done))
+
+    def _tell(self, line: str) -> None:
+        if not self._bar.disable:
+            self._bar.write(line)

@@ -1,6 +1,23 @@
 """The steps of a fit, captured once from its programs and compiled."""
 
+from ppl_vi.compilation.building import Builds
 from ppl_vi.compilation.capturing import Captured, capture
-from ppl_vi.compilation.choosing import Execute, Execution, Wish
+from ppl_vi.compilation.choosing import Execute, Execution, Mode, Wish
+from ppl_vi.compilation.compiling import CompiledGraph, compiled
+from ppl_vi.compilation.costs import compile_seconds, repays
+from ppl_vi.compilation.folding import folded
 
-__all__ = ["Captured", "Execute", "Execution", "Wish", "capture"]
+__all__ = [
+    "Builds",
+    "Captured",
+    "CompiledGraph",
+    "Execute",
+    "Execution",
+    "Mode",
+    "Wish",
+    "capture",
+    "compile_seconds",
+    "compiled",
+    "folded",
+    "repays",
+]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from ppl_vi.compilation.building import Builds, Compiled
-from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
-from ppl_vi.compilation.graphs import functional
+from ppl_vi.compilation.building import Builds
+from ppl_vi.compilation.compiling import CompiledGraph
+from ppl_vi.compilation.gradients import GradientGraphs
 from ppl_vi.data import Batch
 from ppl_vi.errors import CompileError
 
@@ -24,7 +21,7 @@ class CapturedLoss:
 
     def __init__(self, graphs: GradientGraphs, builds: Builds | None = None) -> None:
         self._graphs, self._builds = graphs, builds
-        self._compiled: dict[int, _CompiledGraph] = {}
+        self._compiled: dict[int, CompiledGraph] = {}
         self._calls, self._next_check = 0, 1
 
     def __call__(self, batch: Batch) -> float:
@@ -42,7 +39,7 @@ class CapturedLoss:
         inputs = (*graph.parameters, *batch.tensors)
         compiled = self._compiled.get(id(graph))  # batches of other sizes do not repay it
         try:
-            loss, *gradients = compiled(inputs) if compiled else graph.captured(*inputs)
+            loss, *gradients = compiled(*inputs) if compiled else graph.captured(*inputs)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise CompileError(f"its operations cannot be repeated ({reason})") from error
@@ -60,32 +57,4 @@ class CapturedLoss:
         """
         graph = self._graphs.of(batch)
         if self._builds is not None:
-            self._compiled[id(graph)] = _CompiledGraph(graph, self._builds)
-
-
-class _CompiledGraph:
-    """A graph as a library; what the program changes in place is copied back."""
-
-    def __init__(self, graph: GradientGraph, builds: Builds) -> None:
-        captured = graph.captured
-        tensors = _plain(captured.tensors)
-        self._held, self._changed = captured.held, captured.changed
-        self._run: Compiled = builds.build(
-            captured.graph.code,
-            lambda: functional(captured.graph, tensors, captured.changed),
-            tensors,
-        )
-
-    def __call__(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        every = (*inputs, *self._held)
-        found = self._run(_plain(every))
-        first = len(found) - len(self._changed)
-        with torch.no_grad():
-            for number, value in zip(self._changed, found[first:], strict=True):
-                every[number].copy_(value)
-        return found[:first]
-
-
-def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Without gradients, and with the strides that compiled code knows them by."""
-    return [tensor.detach().contiguous() for tensor in tensors]
+            self._compiled[id(graph)] = CompiledGraph(graph.captured, self._builds)

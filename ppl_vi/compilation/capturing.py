@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compilation.graphs import lift_tensors, without_checks
+from ppl_vi.compilation.indices import without_whole_indices
 from ppl_vi.compilation.masks import refuse_unknown_shapes, without_constant_masks
 from ppl_vi.compilation.recording import record
 from ppl_vi.compilation.simplifying import simplified
@@ -87,6 +88,7 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
         # Recorded on the very tensors that the program holds, so that its parameters are inputs.
         graph, written, addresses = record(program, inputs)
     graph = without_constant_masks(without_checks(simplified(graph, written)))
+    graph = without_whole_indices(graph)
     refuse_unknown_shapes(graph)  # of dead code too: a shape may have become a Python number
     graph.graph.eliminate_dead_code()
     held = lift_tensors(graph)

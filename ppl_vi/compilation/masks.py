@@ -27,7 +27,7 @@ def without_constant_masks(graph: GraphModule) -> GraphModule:
             continue
         indices: list[Any] = []
         for index in node.args[1]:
-            mask = _constant(graph, index, known) if isinstance(index, Node) else None
+            mask = constant_value(graph, index, known) if isinstance(index, Node) else None
             if mask is None or mask.dtype != torch.bool:
                 indices.append(index)
                 continue
@@ -64,12 +64,14 @@ def _dtype(node: Node) -> Any:
     return getattr(node.meta.get("val"), "dtype", None)
 
 
-def _constant(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
+def constant_value(
+    graph: GraphModule, node: Node, known: dict[Node, Tensor | None]
+) -> Tensor | None:
     """The value of a node that depends on no input and no draw; ``None`` for all others."""
     if node not in known:
         known[node] = None
         if node.op == "call_function" and _pure(node):
-            given = {other: _constant(graph, other, known) for other in node.all_input_nodes}
+            given = {other: constant_value(graph, other, known) for other in node.all_input_nodes}
             if all(value is not None for value in given.values()):
                 call: Any = node.target
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
@@ -84,10 +86,11 @@ def _pure(node: Node) -> bool:
     if not isinstance(call, torch._ops.OpOverload) or call._schema.is_mutable:
         return False
     seeded = torch.Tag.nondeterministic_seeded in call.tags
-    return not seeded and not any(_changes(user, node) for user in node.users)
+    return not seeded and not any(changes(user, node) for user in node.users)
 
 
-def _changes(user: Node, node: Node) -> bool:
+def changes(user: Node, node: Node) -> bool:
+    """Whether an operation changes a tensor that it is given."""
     schema = getattr(user.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return False

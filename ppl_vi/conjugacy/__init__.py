@@ -6,7 +6,7 @@ from ppl_vi.conjugacy import positive_densities as positive_densities
 from ppl_vi.conjugacy import positive_families as positive_families
 from ppl_vi.conjugacy import wishart_family as wishart_family
 from ppl_vi.conjugacy.analysis import analyse
-from ppl_vi.conjugacy.ascent import Ascent
+from ppl_vi.conjugacy.ascent import Ascent, Weights
 from ppl_vi.conjugacy.families import Family, Tensors
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.values import NotConjugateError
@@ -19,5 +19,6 @@ __all__ = [
     "LatentSite",
     "NotConjugateError",
     "Tensors",
+    "Weights",
     "analyse",
 ]

@@ -65,7 +65,7 @@ def _weighted(
         if term.name not in weights:
             drawn = 0.5 + torch.rand(term.log_prob.shape, generator=generator)
             weights[term.name] = drawn.to(term.log_prob)
-        return weights[term.name]
+        return weights[term.name] * term.scale
 
     def value(moments: Mapping[str, Tensors]) -> Tensor:
         return weighted_sum(ascent.terms(moments), weigh)

@@ -9,7 +9,8 @@ Source: Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013), section 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ _MOST_ITERATIONS = 100
 
 State = Mapping[str, Tensors]
 """Tensors of each factor, by site: natural parameters, or mean parameters."""
+
+Group = tuple[str, ...]
+Weights = Mapping[Group, Tensor]
+"""By group of terms, the weight of each of their entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +52,13 @@ class Ascent:
     nesting: int
     blocks: Sequence[tuple[str, ...]] = ()
 
-    def terms(self, moments: State, tilts: dict[str, Tensor] | None = None) -> Terms:
+    def terms(self, moments: State, leaves: dict[Group, Tensor] | None = None) -> Terms:
         """The expected log-density of each site, given the mean parameters of each factor."""
         values = {
             name: Uncertain.of(self.draws[name], family.law(moments[name]))
             for name, family in self.families.items()
         }
-        return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, tilts)
+        return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, leaves)
 
     def moments(self, state: State) -> dict[str, Tensors]:
         """The mean parameters, as leaves that gradients are taken in."""
@@ -65,31 +70,39 @@ class Ascent:
         """The exact bound: F plus the entropies of the factors."""
         with torch.no_grad():
             expected = summed_out(self.terms(self.moments(state)), self.enumerated)
-            entropies = [f.entropy(state[name]).sum() for name, f in self.families.items()]
-            total: Tensor = expected + sum(entropies)
-        return total
+            return expected + self._entropy(state)
 
-    def sweep(self, state: State) -> dict[str, Tensors]:
-        """The natural parameters after an update of every block."""
-        state = dict(state)
-        for block in self.blocks:
-            moments = self.moments(state)
-            state |= self._best(block, moments, summed_out(self.terms(moments), self.enumerated))
-        return state
+    def _entropy(self, state: State) -> Tensor | float:
+        """Of all factors."""
+        return sum(f.entropy(state[name]).sum() for name, f in self.families.items())
 
-    def from_responsibilities(self, state: State, of: Mapping[str, Tensor]) -> dict[str, Tensors]:
-        """The natural parameters after an update of every block at given probabilities.
+    def weights(self, state: State) -> tuple[Tensor, Weights]:
+        """The exact bound, and the weights of all entries that depend on discrete latents (E-step).
 
-        Args:
-            state: before.
-            of: the probabilities of each enumerated site, laid out as its term is.
+        A weight is the probability of an entry under the best q of the discrete latents, times its
+        scale.
         """
+        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
+        elbo, _, weights = self._weighted(moments)
+        with torch.no_grad():
+            return elbo + self._entropy(state), weights
+
+    def best(self, state: State, weights: Weights) -> dict[str, Tensors]:
+        """The natural parameters after an update of every block at these weights (M-step)."""
         state = dict(state)
         for block in self.blocks:
-            moments, latest = self.moments(state), dict[int, Tensor]()
-            expected = weighted_sum(self.terms(moments), lambda t: _weight(t, of, latest))  # noqa: B023
-            state |= self._best(block, moments, expected)
+            state |= self._best_of(block, self.moments(state), weights)
         return state
+
+    def weights_from(self, state: State, probabilities: Mapping[str, Tensor]) -> Weights:
+        """The weights at given probabilities of each enumerated site, laid out as its term is."""
+        found = {}
+        for term in self.terms(self.moments(state)).every:
+            if term.latents:
+                own = [probabilities[name] for name in term.latents.values()]
+                joint = math.prod(own, start=torch.ones_like(term.log_prob)) * term.scale
+                found[term.group] = joint.reshape(term.log_prob.shape)
+        return found
 
     def random_responsibilities(self, state: State) -> dict[str, Tensor]:
         """Random probabilities of each enumerated site, laid out as its term is."""
@@ -106,34 +119,24 @@ class Ascent:
 
     def conditionals(self, state: State) -> dict[str, Tensor]:
         """q of each enumerated site that no term ties to another one, ``[*plates, states]``."""
-        terms, marginals = self._marginals(self.moments(state))
-        tied = self._tied(terms)
+        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
+        _, terms, weights = self._weighted(moments)
+        tied = {n for t in terms.every if len(t.latents) > 1 for n in t.latents.values()}
         found = {}
         for term in terms.every:
-            if term.own_dim is None or term.own_dim in tied:
+            if term.own_dim is None or term.name in tied:
                 continue
-            joint = marginals[term.name].movedim(term.own_dim, -1)
+            joint = weights[term.group].movedim(term.own_dim, -1)
             joint = joint.reshape(joint.shape[joint.dim() - 1 - term.depth :])
             found[term.name] = joint / joint.sum(-1, keepdim=True)
         return found
 
-    def _tied(self, terms: Terms) -> set[int]:
-        """The enumerated dimensions that meet another one in some term."""
-        tied: set[int] = set()
-        for term in terms.every:
-            left = range(-term.log_prob.dim(), -self.nesting - 1)
-            own = {dim for dim in left if term.log_prob.shape[dim] > 1}
-            if len(own) > 1:
-                tied |= own
-        return tied
-
-    def maximize(self, state: State, parameters: Sequence[Tensor]) -> None:
+    def maximize(self, state: State, weights: Weights, parameters: Sequence[Tensor]) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.
 
-        The probabilities of the discrete latents are held (an M-step), so that the bound cannot fall.
+        The weights are held (an M-step), so that the bound cannot fall.
         """
         moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        _, marginals = self._marginals(moments)
         flat = torch.finfo(parameters[0].dtype).eps
         optimizer = torch.optim.LBFGS(
             parameters,
@@ -142,11 +145,10 @@ class Ascent:
             tolerance_change=flat,
             line_search_fn="strong_wolfe",
         )
-        scale = sum(m.abs().sum().item() for m in marginals.values())
+        scale = 1 + sum(weight.abs().sum().item() for weight in weights.values())
 
         def loss() -> Tensor:
-            expected = weighted_sum(self.terms(moments), lambda term: marginals[term.name])
-            objective = -expected / scale
+            objective = -weighted_sum(self.terms(moments), weighing(weights)) / scale
             for parameter, gradient in zip(
                 parameters, torch.autograd.grad(objective, parameters), strict=True
             ):
@@ -158,18 +160,26 @@ class Ascent:
         for parameter in parameters:
             parameter.grad = None
 
-    def _marginals(self, moments: State) -> tuple[Terms, dict[str, Tensor]]:
-        """The terms, and the probability under q of each of their entries, times its scale."""
-        tilts: dict[str, Tensor] = {}
-        terms = self.terms(moments, tilts)
-        found = torch.autograd.grad(summed_out(terms, self.enumerated), list(tilts.values()))
-        scales = {term.name: term.scale for term in terms.every}
-        return terms, {n: g / scales[n] for n, g in zip(tilts, found, strict=True)}
+    def _weighted(self, moments: State) -> tuple[Tensor, Terms, Weights]:
+        """F, its terms, and their weights: the gradient of F in their entries."""
+        leaves: dict[Group, Tensor] = {}
+        terms = self.terms(moments, leaves)
+        expected = summed_out(terms, self.enumerated)
+        if not leaves:
+            return expected.detach(), terms, {}
+        found = torch.autograd.grad(expected, list(leaves.values()), _one_like(expected))
+        return expected.detach(), terms, dict(zip(leaves, found, strict=True))
 
-    def _best(self, block: Sequence[str], moments: State, expected: Tensor) -> dict[str, Tensors]:
+    def _best_of(
+        self, block: Sequence[str], moments: State, weights: Weights
+    ) -> dict[str, Tensors]:
         """The best natural parameters of factors that need not know of each other."""
         leaves = [leaf for name in block for leaf in moments[name]]
-        gradients = iter(torch.autograd.grad(expected, leaves))
+        terms = [term for term in self.terms(moments).every if term.log_prob.requires_grad]
+        weigh = weighing(weights)
+        # The gradient of the weighted sum, without the sum: no log-density need be computed.
+        outer = [weigh(term) for term in terms]
+        gradients = iter(torch.autograd.grad([t.log_prob for t in terms], leaves, outer))
         with torch.no_grad():
             return {
                 name: self.families[name].natural(
@@ -180,6 +190,10 @@ class Ascent:
             }
 
 
+def _one_like(number: Tensor) -> Tensor:
+    return torch.ones((), dtype=number.dtype, device=number.device)
+
+
 def _density(name: str, distribution: Any, value: Any) -> Tensor:
     try:
         return expected_log_density(distribution, value)
@@ -187,15 +201,13 @@ def _density(name: str, distribution: Any, value: Any) -> Tensor:
         raise NotConjugateError(f"site '{name}' is not conjugate: {error}") from error
 
 
-def _weight(term: Term, of: Mapping[str, Tensor], latest: dict[int, Tensor]) -> Tensor:
-    """The joint probability of the enumerated values that a term depends on.
+def weighing(weights: Weights) -> Callable[[Term], Tensor]:
+    """The weights of a term's entries: its scale, where it depends on no discrete latent."""
 
-    Dimensions are used again along a Markov chain: each belongs to the last site that took it.
-    """
-    if term.own_dim is not None:
-        latest[term.own_dim] = of[term.name]
-    weight = torch.ones((), dtype=term.log_prob.dtype, device=term.log_prob.device)
-    for dim, probabilities in latest.items():
-        if term.log_prob.dim() >= -dim and term.log_prob.shape[dim] > 1:
-            weight = weight * probabilities
-    return weight
+    def weigh(term: Term) -> Tensor:
+        shape = term.log_prob.shape
+        if term.latents:
+            return weights[term.group].reshape(shape)
+        return torch.as_tensor(term.scale).to(term.log_prob).expand(shape)
+
+    return weigh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
@@ -15,7 +14,7 @@ from ppl_vi.conjugacy.densities import (
     positive,
     summed,
 )
-from ppl_vi.conjugacy.sums import compact, summed_product
+from ppl_vi.conjugacy.sums import broadcast_but_last, compact, summed_product
 
 
 @density("Poisson")
@@ -30,7 +29,7 @@ def _categorical(distribution: Any, value: Any, events: int) -> Tensor:
     """E log p_v."""
     v = certain(value, "value").long().unsqueeze(-1)
     logs = positive(distribution.probs, "probs").compact(keep=1).log
-    logs, v = _broadcast_but_last(logs, compact(v, keep=1))
+    logs, v = broadcast_but_last(logs, compact(v, keep=1))
     return summed(logs.gather(-1, v).squeeze(-1), distribution, events)
 
 
@@ -67,8 +66,3 @@ def _trials(distribution: Any, v: Tensor, n: Tensor | float, events: int) -> Ten
     p = positive(distribution.probs, "probs").compact()
     rest: Tensor = needed(p.log_complement, "probs", "a Beta latent, or one minus it")
     return summed_product(p.log, v, events) + summed_product(rest, n - v, events)
-
-
-def _broadcast_but_last(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(one.shape[:-1], other.shape[:-1])
-    return one.expand(*shape, one.shape[-1]), other.expand(*shape, other.shape[-1])

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vi.conjugacy.sums import compact
-from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, Unknown, rule
+from ppl_vi.conjugacy.sums import before_spread, compact, spread
+from ppl_vi.conjugacy.values import MOVES, SPREADS, Law, Operation, Uncertain, Unknown, rule
 
 Sites = tuple[str, ...]
 
@@ -84,9 +84,10 @@ class Multilinear(Law):
 def _expanded(part: Tensor, sites: Sites, shape: torch.Size) -> Tensor:
     """``[*noises, *shape]`` of a part of a value that has fewer dimensions."""
     noises = part.shape[: len(sites)]
-    own = part.shape[len(sites) :]
-    laid = part.reshape([*noises, *(1,) * (len(shape) - len(own)), *own])
-    return laid.expand([*noises, *shape])
+    before = before_spread(part)
+    own = before.shape[len(sites) :]
+    laid = before.reshape([*noises, *(1,) * (len(shape) - len(own)), *own])
+    return spread(laid, [*noises, *shape])
 
 
 def multilinear(value: Any) -> Multilinear | None:
@@ -125,6 +126,15 @@ def _mapped_together(function: Callable[..., Any], depth: int) -> Callable[..., 
 def _linear(operation: Operation) -> Law | None:
     """Operations that are linear in their only uncertain argument."""
     return _on_each_part(operation)
+
+
+@rule(*SPREADS)
+def _spread(operation: Operation) -> Law | None:
+    laws = operation.laws
+    if len(laws) != 1 or not isinstance(laws[0], Multilinear):
+        return None
+    parts, shape = laws[0].parts.items(), operation.shape
+    return Multilinear({sites: _expanded(part, sites, shape) for sites, part in parts})
 
 
 @rule("split", "unbind", "chunk", "tensor_split")

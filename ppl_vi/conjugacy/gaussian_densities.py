@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
@@ -17,7 +18,7 @@ from ppl_vi.conjugacy.densities import (
 )
 from ppl_vi.conjugacy.gaussian import Multilinear
 from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
-from ppl_vi.conjugacy.sums import compact, grows, summed_product
+from ppl_vi.conjugacy.sums import broadcast_but_last, compact, grows, summed_product
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 
 
@@ -30,16 +31,34 @@ def _normal(distribution: Any, value: Any, events: int) -> Tensor:
     constant = 0.5 * (precision.log - math.log(2 * math.pi))
     _apart(y, m)
     if not y.sites and grows(y.mean, m.mean, tau):
-        # Rows against components: products of matrices, never an entry for each pair and dimension.
-        center = _center(y.mean, m.mean)
-        data, mean = y.mean - center, m.mean - center
-        squares = summed_product(-0.5 * tau, data.square(), events)
-        cross = summed_product(tau * mean, data, events)
-        own = constant - 0.5 * tau * (mean.square() + m.variance)
-        return squares + cross + summed(own, distribution, events)
+        return _rows_against(y.mean, m, tau, constant, distribution, events)
     difference = y.plus(m, times=-1.0)
     squares = difference.mean.square() + difference.variance
     return summed(constant - 0.5 * tau * squares, distribution, events)
+
+
+def _rows_against(
+    data: Tensor, m: Multilinear, tau: Tensor, constant: Tensor, distribution: Any, events: int
+) -> Tensor:
+    """Rows against components: products of matrices, never an entry for each pair and dimension."""
+    center = _center(data, m.mean)
+    data, mean = data - center, m.mean - center
+    second = mean.square() + m.variance
+    if grows(tau, mean):  # each row has a precision of its own
+        cross = _paired_sum((tau * data, -0.5 * tau), (mean, second), events)
+        own = constant - 0.5 * tau * data.square()
+    else:
+        cross = _paired_sum((data.square(), data), (-0.5 * tau, tau * mean), events)
+        own = constant - 0.5 * tau * second
+    return cross + summed(own, distribution, events)
+
+
+def _paired_sum(
+    features: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], events: int
+) -> Tensor:
+    """The sum of both products over the event, as one product."""
+    one, other = (torch.stack(torch.broadcast_tensors(*pair), -1) for pair in (weights, features))
+    return summed_product(one, other, events + 1)
 
 
 @density("MultivariateNormal")
@@ -54,14 +73,23 @@ def _multivariate_normal(distribution: Any, value: Any, events: int) -> Tensor:
         center = _center(y.mean, m.mean)
         data, mean = y.mean - center, m.mean - center
         second = mean.unsqueeze(-1) * mean.unsqueeze(-2) + m.covariance
-        outer = data.unsqueeze(-1) * data.unsqueeze(-2)
-        squares = summed_product(-0.5 * precision, outer, 2)
-        cross = summed_product((precision @ mean.unsqueeze(-1)).squeeze(-1), data, 1)
+        cross = _quadratic(data, precision, (precision @ mean.unsqueeze(-1)).squeeze(-1))
         own = constant - 0.5 * (precision * second).sum((-2, -1))
-        return summed(squares + cross + own, distribution, events)
+        return summed(cross + own, distribution, events)
     difference = y.plus(m, times=-1.0)
     second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2) + difference.covariance
     return summed(constant - 0.5 * (precision * second).sum((-2, -1)), distribution, events)
+
+
+def _quadratic(data: Tensor, precision: Tensor, weighted: Tensor) -> Tensor:
+    """dᵀ Λ m - ½ dᵀ Λ d of rows d, from ``weighted``, Λ m; each pair of entries is met once."""
+    dimension = data.shape[-1]
+    row, column = torch.triu_indices(dimension, dimension, device=data.device)
+    times = -0.5 - 0.5 * (row != column).to(data)
+    pairs = data[..., row] * data[..., column]
+    features = torch.cat([pairs, data], -1)
+    weights = torch.cat(broadcast_but_last(times * precision[..., row, column], weighted), -1)
+    return summed_product(weights, features, 1)
 
 
 def _precision_matrix(distribution: Any) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.conjugacy.values import Law, Operation, rule
+from ppl_vi.conjugacy.sums import spread
+from ppl_vi.conjugacy.values import SPREADS, Law, Operation, rule
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,18 @@ def inverse_of(root: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_inverse(root), 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+@rule(*SPREADS)
+def _spread(operation: Operation) -> Law | None:
+    laws = operation.laws
+    if len(laws) != 1 or not isinstance(laws[0], PositiveDefinite):
+        return None
+    law, shape = laws[0], operation.shape
+    return PositiveDefinite(spread(law.mean, shape), spread(law.log_determinant, shape[:-2]))
+
+
 @rule(
-    *("expand", "expand_as", "view", "view_as", "reshape", "unsqueeze", "squeeze", "getitem"),
-    *("index_select", "contiguous", "clone", "to", "detach", "broadcast_to"),
+    *("view", "view_as", "reshape", "unsqueeze", "squeeze", "getitem"),
+    *("index_select", "contiguous", "clone", "to", "detach"),
 )
 def _moved(operation: Operation) -> Law | None:
     """Operations on the batch; a number for each matrix follows as a matrix filled with it."""

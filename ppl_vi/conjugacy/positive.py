@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vi.conjugacy.sums import compact
-from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, holds, plain, rule
+from ppl_vi.conjugacy.sums import compact, spread
+from ppl_vi.conjugacy.values import MOVES, SPREADS, Law, Operation, Uncertain, holds, plain, rule
 
 _ONE = 1e-3
 """How near to one the sum of probabilities must be."""
@@ -91,6 +91,10 @@ class Positive(Law):
         """The law after an operation that moves entries about."""
         return self._mapped(lambda tensor: function(tensor.expand_as(self.log)))
 
+    def spread(self, shape: torch.Size) -> Positive:
+        """The law of the value expanded to a shape."""
+        return self._mapped(lambda tensor: spread(tensor, shape))
+
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Positive:
         """The law with a function applied to each of its tensors."""
         powers = self.powers and {
@@ -127,6 +131,14 @@ def _moved(operation: Operation) -> Law | None:
     if len(laws) != 1 or not isinstance(laws[0], Positive):
         return None
     return laws[0].moved(operation.on)
+
+
+@rule(*SPREADS)
+def _spread(operation: Operation) -> Law | None:
+    laws = operation.laws
+    if len(laws) != 1 or not isinstance(laws[0], Positive):
+        return None
+    return laws[0].spread(operation.shape)
 
 
 @rule("mul", "rmul", "multiply")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,8 +12,29 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _GROWTH = 2
 
 
+def spread(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """``tensor.expand(shape)``, which ``compact`` undoes without a gradient of that size."""
+    if tuple(tensor.shape) == tuple(shape):
+        return tensor
+    wide: Any = tensor.expand(shape)
+    wide.before_spread = before_spread(tensor)
+    return wide  # type: ignore[no-any-return]
+
+
+def before_spread(tensor: Tensor) -> Tensor:
+    """What a tensor was expanded from."""
+    before: Tensor = getattr(tensor, "before_spread", tensor)
+    return before
+
+
 def compact(tensor: Tensor, keep: int = 0) -> Tensor:
     """The tensor with one entry along each dimension that it was expanded over, but the last ones."""
+    before = before_spread(tensor)
+    if before is not tensor:
+        missing = (1,) * (tensor.dim() - before.dim())
+        laid = before.reshape([*missing, *before.shape])
+        last = tensor.dim() - keep
+        tensor = laid.expand([*laid.shape[:last], *tensor.shape[last:]])
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1 and dim < tensor.dim() - keep:
             tensor = tensor.narrow(dim, 0, 1)
@@ -51,3 +75,9 @@ def summed_product(one: Tensor, other: Tensor, events: int) -> Tensor:
     for d in absent:
         found = found * shape[d]
     return found.reshape([shape[d] if d in left else 1 for d in batch])
+
+
+def broadcast_but_last(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same leading dimensions, each with its own last one."""
+    shape = torch.broadcast_shapes(one.shape[:-1], other.shape[:-1])
+    return one.expand(*shape, one.shape[-1]), other.expand(*shape, other.shape[-1])

@@ -100,6 +100,12 @@ class Operation:
         )
         return self.function(*args, **kwargs)
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of its result."""
+        found: Tensor = self.on(*map(plain, uncertain_in((self.args, self.kwargs))))
+        return found.shape
+
 
 _NEW = frozenset(
     (
@@ -128,12 +134,15 @@ def holds(condition: Callable[[], Tensor]) -> bool:
     return not _CHECKED.get() or bool(condition().all())
 
 
+SPREADS = ("expand", "expand_as", "broadcast_to")
+"""Operations that repeat entries along dimensions."""
+
 MOVES = (
-    *("expand", "expand_as", "view", "view_as", "reshape", "reshape_as", "unsqueeze", "squeeze"),
+    *("view", "view_as", "reshape", "reshape_as", "unsqueeze", "squeeze"),
     *("T", "t", "mT", "permute", "transpose", "movedim", "swapaxes", "flatten", "unflatten"),
     *("ravel", "getitem", "index_select", "gather", "take_along_dim", "narrow", "select", "flip"),
     *("roll", "contiguous", "clone", "detach", "to", "float", "double", "type_as", "repeat"),
-    *("tile", "broadcast_to"),
+    "tile",
 )
 """Operations that move entries about, or leave them where they are."""
 

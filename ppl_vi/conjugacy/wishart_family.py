@@ -48,11 +48,22 @@ class WishartFamily(Family):
         freedom, inverse_scale = self._usual(natural)
         return Wishart(freedom, precision_matrix=inverse_scale).to_event(self.event_dim - 2)
 
+    def entropy(self, natural: Tensors) -> Tensor:
+        """½ n D - ½ (n - D - 1) E log |V| + ½ n log |S| + ½ n D log 2 + log Γ_D(n / 2)."""
+        freedom, inverse_scale = self._usual(natural)
+        log, _ = self.moments(natural)
+        dimension = inverse_scale.shape[-1]
+        log_scale = -torch.logdet(inverse_scale)
+        normalizer: Tensor = torch.special.multigammaln(freedom / 2, dimension)
+        total = 0.5 * freedom * (dimension * (1 + math.log(2.0)) + log_scale)
+        return total - 0.5 * (freedom - dimension - 1) * log + normalizer
+
     def start(self, value: Tensor, spread: float) -> Tensors:
         dimension = value.shape[-1]
         freedom = torch.full(value.shape[:-2], dimension + spread**-2).to(value)
         inverse_scale = torch.linalg.inv(value) * freedom[..., None, None]
-        return 0.5 * (freedom - dimension - 1), -0.5 * inverse_scale
+        symmetric = 0.5 * (inverse_scale + inverse_scale.mT)  # rounding leaves a difference
+        return 0.5 * (freedom - dimension - 1), -0.5 * symmetric
 
     @staticmethod
     def _usual(natural: Tensors) -> tuple[Tensor, Tensor]:

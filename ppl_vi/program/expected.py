@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ class Term(NamedTuple):
         scale: of its plates.
         own_dim: where the site is enumerated itself, the dimension of its values, from the right.
         depth: how many dimensions from the right are those of its plates.
+        latents: the enumerated latents that it depends on, by their dimension from the right.
+        group: equal for terms whose entries have the same probability under q.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Term(NamedTuple):
     scale: Tensor | float
     own_dim: int | None
     depth: int
+    latents: Mapping[int, str]
+    group: tuple[str, ...]
 
 
 class Terms(NamedTuple):
@@ -117,7 +122,7 @@ def expected_terms(
     enumerated: Collection[str],
     nesting: int,
     density: Density,
-    tilts: dict[str, Tensor] | None = None,
+    leaves: dict[tuple[str, ...], Tensor] | None = None,
 ) -> Terms:
     """Run the model on values, with the densities of a function.
 
@@ -127,8 +132,8 @@ def expected_terms(
         enumerated: names of discrete latents.
         nesting: how many plates the model has within each other.
         density: gives the log-density of a site.
-        tilts: is filled with a zero for each entry of the sites' log-densities, in which gradients can
-            be taken.
+        leaves: is filled with the log-densities of one term of each group that depends on enumerated
+            latents; the gradient can then be taken in these, and in nothing else.
 
     Raises:
         ModelError: naming the site.
@@ -136,17 +141,40 @@ def expected_terms(
     with pyro.validation_enabled(False), _few_dimensions(enumerated):
         trace = trace_model(pair, values, enumerated, 1, nesting)
     terms = []
+    owners: dict[int, str] = {}  # along a Markov chain, dimensions are used again
     for name, site in factor_sites(trace).items():
         log_prob = _over_plates(density(name, site["fn"], site["value"]), site)
-        if tilts is not None:
-            tilts[name] = torch.zeros_like(log_prob, requires_grad=True)
-            log_prob = log_prob + tilts[name]
+        own_dim = site["infer"].get("_enumerate_dim")
+        if own_dim is not None:
+            owners[own_dim] = name
+            log_prob = _without_masked(log_prob, site["mask"], own_dim)
+        latents = {
+            d: n for d, n in owners.items() if log_prob.dim() >= -d and log_prob.shape[d] > 1
+        }
+        group = _group(name, site, latents)
+        if leaves is not None and latents:
+            log_prob = log_prob.detach()
+            if group not in leaves:
+                leaves[group] = log_prob.requires_grad_()
         site["unscaled_log_prob"] = log_prob
         masked = scale_and_mask(log_prob, mask=site["mask"])
         depth = max((-frame.dim for frame in plate_frames(site)), default=0)
-        own_dim = site["infer"].get("_enumerate_dim")
-        terms.append(Term(name, masked, site["scale"], own_dim, depth))
+        terms.append(Term(name, masked, site["scale"], own_dim, depth, latents, group))
     return Terms(tuple(terms), trace)
+
+
+def _without_masked(log_prob: Tensor, mask: Any, own_dim: int) -> Tensor:
+    """Log-probabilities that sum to one where a latent is masked, so that it adds nothing."""
+    if mask is None or mask is True:
+        return log_prob
+    even = -math.log(log_prob.shape[own_dim])
+    return torch.where(torch.as_tensor(mask), log_prob, log_prob.new_tensor(even))
+
+
+def _group(name: str, site: Any, latents: Mapping[int, str]) -> tuple[str, ...]:
+    if site["mask"] is not None and site["infer"].get("_enumerate_dim") is None:
+        return (name,)
+    return (*sorted(latents.values()), "in", *sorted(frame.name for frame in plate_frames(site)))
 
 
 @contextmanager
@@ -175,7 +203,7 @@ def summed_out(terms: Terms, enumerated: Collection[str]) -> Tensor:
 
 def weighted_sum(terms: Terms, weigh: Callable[[Term], Tensor]) -> Tensor:
     """The sum of all terms, each entry with a weight of its own."""
-    return _total([(weigh(term) * term.log_prob * term.scale).sum() for term in terms.every])
+    return _total([(weigh(term) * term.log_prob).sum() for term in terms.every])
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

@@ -124,8 +124,20 @@ def _terms(trace: Any, sites: Mapping[str, Any]) -> OrderedDict[frozenset[str], 
         log_prob = site["packed"]["unscaled_log_prob"]
         if site["infer"].get("_enumerate_dim") is None:
             log_prob = packed.scale_and_mask(log_prob, mask=site["packed"]["mask"])
-        terms.setdefault(ordinal, []).append(log_prob)
+        _add_to(terms.setdefault(ordinal, []), log_prob)
     return terms
+
+
+def _add_to(terms: list[Any], log_prob: Any) -> None:
+    """Add a packed factor to one with the same dimensions: sums cost less than contractions."""
+    dims = log_prob._pyro_dims
+    for number, term in enumerate(terms):
+        if sorted(term._pyro_dims) == sorted(dims):
+            total = term + log_prob.permute([dims.index(dim) for dim in term._pyro_dims])
+            total._pyro_dims = term._pyro_dims
+            terms[number] = total
+            return
+    terms.append(log_prob)
 
 
 def _common_scale(sites: Mapping[str, Any], plates: Sequence[Any]) -> Tensor | float:

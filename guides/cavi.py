@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,13 +12,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.compilation import Builds, Captured, CompiledGraph, capture, compiled, folded
 from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, Weights, analyse
-from ppl_vi.errors import CompileError, GuideError
-from ppl_vi.program import Pair
+from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
+from ppl_vi.errors import GuideError
+from ppl_vi.program import Pair, latents_of, unheard
 from ppl_vi.registry import register_swept_guide
-
-_SPREAD = 0.3
 
 
 class CAVIGuide(torch.nn.Module):
@@ -32,11 +31,17 @@ class CAVIGuide(torch.nn.Module):
     (``pyro.param``) are set to where the bound is highest, which is variational EM, and without
     continuous latents EM itself. The ELBO never falls, and is exact.
 
+    With minibatches, the factors of rows are solved for in each batch, and the others take a natural
+    gradient step of size (t + delay)^-forgetting: the bound of each step is then noisy.
+
     Args:
         model: a Pyro model. Its latents are Normal, MultivariateNormal, Gamma, InverseGamma,
             Exponential, Beta, Dirichlet, Wishart, or discrete with finite support.
+        delay: of the step size on minibatches, 0 or more; more makes early steps smaller.
+        forgetting: how fast it falls, above 0.5 and at most 1.
 
     Raises:
+        ValueError: delay or forgetting are out of range.
         ModelError: when it begins on data, a site is not conjugate; the message names it, and the
             operation that has no moments.
 
@@ -53,22 +58,30 @@ class CAVIGuide(torch.nn.Module):
         >>> round(result.guide.factors()["mean"].mean.item(), 2)
         1.99
 
-    Source: Bishop (2006), chapter 10; Winn and Bishop (2005); Blei, Kucukelbir and McAuliffe (2017).
+    Source: Bishop (2006), chapter 10; Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013).
     """
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(
+        self, model: Callable[..., Any], *, delay: float = 1.0, forgetting: float = 0.7
+    ) -> None:
         super().__init__()
+        _check_rates(delay, forgetting)
+        self.delay, self.forgetting = delay, forgetting
         self._model = (model,)  # in a tuple: a model that is a module is no part of the guide
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
         self._buffers_of: dict[str, tuple[str, ...]] = {}
         self._learned: tuple[Tensor, ...] = ()
         self._weights: Weights = {}
-        self._captured: Captured | None = None
-        self._repeat: Captured | CompiledGraph | None = None
+        self._rows: frozenset[str] = frozenset()
+        self._local: set[str] = set()
 
     def begin(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: Mapping[str, Tensor],
+        rows: frozenset[str] = frozenset(),
     ) -> None:
         """Derive the updates for these arguments, and start.
 
@@ -77,17 +90,23 @@ class CAVIGuide(torch.nn.Module):
             kwargs: likewise.
             values: where factors start, by site. Others start where random assignments of the discrete
                 latents put them, or without these at a draw from the prior.
+            rows: names of the plates over the rows of minibatches; factors inside are not kept.
 
         Raises:
             ModelError: a site is not conjugate.
         """
-        ascent, latents = analyse(Pair(self._model[0], self._model[0], args, kwargs))
-        self._captured = self._repeat = None
+        ascent, latents = analyse(self._pair(args, kwargs))
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
+        self._rows, self._local = rows, local_sites(ascent, self._sites, rows)
+        if rows and self._learned:
+            raise GuideError(
+                f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
+                f"minibatches. Give it a prior, or leave batch_size out."
+            )
         start = {**ascent.draws, **{n: v.detach() for n, v in values.items() if n in ascent.draws}}
-        state = {n: f.start(start[n], _SPREAD) for n, f in ascent.families.items()}
+        state = {n: f.start(start[n], SPREAD) for n, f in ascent.families.items()}
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
             state = ascent.best(
                 state, ascent.weights_from(state, ascent.random_responsibilities(state))
@@ -95,10 +114,14 @@ class CAVIGuide(torch.nn.Module):
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)
+            if name not in self._local
         }
         for name, buffers in self._buffers_of.items():
             for buffer, tensor in zip(buffers, state[name], strict=True):
                 self.register_buffer(buffer, tensor.detach().clone())
+        self._discrete: tuple[str, ...] = ()
+        if rows:
+            return
         with pyro.validation_enabled(False):
             self._weights = ascent.weights(state)[1]
         conditionals = ascent.conditionals(state)
@@ -106,72 +129,117 @@ class CAVIGuide(torch.nn.Module):
         for number, probabilities in enumerate(conditionals.values()):
             self.register_buffer(f"states_{number}", probabilities.detach().clone())
 
-    def sweep(self) -> float:
-        """Update every factor once; gives the exact ELBO after that, in nats."""
-        swept = self._swept() if self._repeat is None else self._repeat(*self._tensors())
-        new = iter(tensor.detach() for tensor in swept[1:])
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """The parameters of the model, which each sweep searches for."""
+        return self._learned
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that a sweep or a step starts from: natural parameters, and the weights at them."""
+        own = self._state().values()
+        return *(tensor for tensors in own for tensor in tensors), *self._weights.values()
+
+    def adopt(self, tensors: Sequence[Tensor]) -> None:
+        """Take the tensors that a sweep or a step came to."""
+        new = iter(tensor.detach() for tensor in tensors)
         for buffers in self._buffers_of.values():
             for buffer in buffers:
-                setattr(self, buffer, next(new))
+                self.get_buffer(buffer).copy_(next(new))  # in place: others hold it
         self._weights = {group: next(new) for group in self._weights}
-        return float(swept[0])
 
-    def capture(self) -> Captured:
-        """Repeat the operations of a sweep from now on, without the program around them.
+    def sweep(self) -> float:
+        """Update every factor once; gives the exact ELBO after that, in nats."""
+        elbo, *new = self.swept()
+        self.adopt(new)
+        return elbo.item()
 
-        Raises:
-            CompileError: they cannot be repeated.
-        """
-        if self._learned:
-            raise CompileError("parameters of the model are searched for in each sweep")
-        self._repeat = self._captured = folded(capture(self._swept, self._tensors()))
-        return self._captured
+    def swept(self) -> tuple[Tensor, ...]:
+        """The exact ELBO in nats after an update of every factor, and the tensors it comes to."""
+        ascent = self._begun()
+        with pyro.validation_enabled(False):
+            state = ascent.best(self._state(), self._weights)
+            if self._learned:
+                ascent.maximize(state, self._weights, self._learned)
+            elbo, weights = ascent.weights(state)
+        return elbo, *_flat(state), *weights.values()
 
-    def compile(self, builds: Builds) -> None:
-        """Run the captured operations as a compiled library from now on.
+    def stepper(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """A natural-gradient step on a minibatch.
 
         Args:
-            builds: compiles, and counts.
+            args: of the model, with the rows of the batch.
+            kwargs: likewise.
 
-        Raises:
-            CompileError: they cannot be compiled.
+        Returns:
+            A function from the step size to the bound, as the batch tells it before the step, and the
+            tensors that it comes to.
         """
-        if self._captured is None:
-            raise CompileError("sweeps are captured first")
-        self._repeat = compiled(self._captured, builds)
+        ascent, _ = self._on(args, kwargs)
+
+        def step(rate: Tensor) -> tuple[Tensor, ...]:
+            with pyro.validation_enabled(False):
+                bound, state = natural_step(ascent, self._state(), self._local, rate)
+            return bound, *_flat(state)
+
+        return step
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The bound with the factors of these rows at their optimum, in nats."""
+        with pyro.validation_enabled(False):
+            return solved(self._on(args, kwargs)[0], self._state(), self._local)[0]
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
-        found = self._begun().conditionals(self._state())
-        for number, probabilities in enumerate(found.values()):
-            self.get_buffer(f"states_{number}").copy_(probabilities)
+        if not self._rows:
+            found = self._begun().conditionals(self._state())
+            for number, probabilities in enumerate(found.values()):
+                self.get_buffer(f"states_{number}").copy_(probabilities)
 
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
         Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Discrete
-        latents that are tied to other discrete ones (a Markov chain) are left out.
+        latents that are tied to other discrete ones (a Markov chain) are left out, and after minibatches
+        all latents of rows, which are solved for whenever the guide is called with rows.
         """
         ascent, state = self._begun(), self._state()
-        found = {name: f.distribution(state[name]) for name, f in ascent.families.items()}
-        for number, name in enumerate(self._discrete):
-            probabilities = self.get_buffer(f"states_{number}")
-            if self._sites[name].prior == "Bernoulli":
-                found[name] = dist.Bernoulli(probs=probabilities[..., 1])
-            else:
-                found[name] = dist.Categorical(probs=probabilities)
-        return found
+        probabilities = {n: self.get_buffer(f"states_{i}") for i, n in enumerate(self._discrete)}
+        return _distributions(ascent, state, probabilities, self._sites)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent, inside the plates of the model."""
         if self._ascent is None:
             self.begin(args, kwargs, {})
-        factors, families = self.factors(), self._begun().families
-        plates = {p.name: p for site in self._sites.values() for p in site.plates}
-        made = {name: pyro.plate(name, p.size, dim=p.dim) for name, p in plates.items()}
+        if not self._rows:
+            plates = {p.name: p for site in self._sites.values() for p in site.plates}
+            made = {name: pyro.plate(name, p.size, dim=p.dim) for name, p in plates.items()}
+            return self._drawn(self.factors(), self._begun(), self._sites, made)
+        with unheard():
+            _, sites = self._on(args, kwargs)
+        plates = {p.name: p for site in sites.values() for p in site.plates}
+        made = {
+            name: pyro.plate(name, p.full_size, subsample_size=p.size, dim=p.dim)
+            for name, p in plates.items()
+        }
+        rows = {n: made[n].indices for n, p in plates.items() if p.size < p.full_size}
+        with unheard(), pyro.validation_enabled(False):
+            ascent, sites = self._on(args, kwargs, rows)
+            _, state, _ = solved(ascent, self._state(), self._local)
+            factors = _distributions(ascent, state, ascent.conditionals(state), sites)
+        return self._drawn(factors, ascent, sites, made)
+
+    def _drawn(
+        self,
+        factors: Mapping[str, Any],
+        ascent: Ascent,
+        sites: Mapping[str, LatentSite],
+        plates: Mapping[str, Any],
+    ) -> dict[str, Tensor]:
         drawn = {}
         for name, factor in factors.items():
-            family = families.get(name)
+            family = ascent.families.get(name)
             if isinstance(family, GaussianFamily) and family.jointly:
                 vectors = pyro.sample(
                     f"{name}_jointly",
@@ -180,25 +248,24 @@ class CAVIGuide(torch.nn.Module):
                 )
                 factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
             with ExitStack() as stack:
-                for plate in self._sites[name].plates:
-                    stack.enter_context(made[plate.name])
+                for plate in sites[name].plates:
+                    stack.enter_context(plates[plate.name])
                 drawn[name] = pyro.sample(name, factor)
         return drawn
 
-    def _swept(self) -> tuple[Tensor, ...]:
-        """The ELBO after a sweep, the natural parameters, and the weights."""
-        ascent = self._begun()
-        with pyro.validation_enabled(False):
-            state = ascent.best(self._state(), self._weights)
-            if self._learned:
-                ascent.maximize(state, self._weights, self._learned)
-            elbo, weights = ascent.weights(state)
-        return elbo, *(t for name in ascent.families for t in state[name]), *weights.values()
+    def _on(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Ascent, dict[str, LatentSite]]:
+        """The ascent on a batch, and the sites of the model there."""
+        pair = self._pair(args, kwargs)
+        sites = {site.name: site for site in latents_of(pair).sites}
+        return on_rows(self._begun(), pair, sites, rows or {}), sites
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        """All that a sweep starts from: natural parameters, and the weights at them."""
-        own = self._state().values()
-        return *(tensor for tensors in own for tensor in tensors), *self._weights.values()
+    def _pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+        return Pair(self._model[0], self._model[0], args, kwargs)
 
     def _state(self) -> dict[str, Tensors]:
         own = self._buffers_of.items()
@@ -208,6 +275,33 @@ class CAVIGuide(torch.nn.Module):
         if self._ascent is None:
             raise GuideError("CAVIGuide has no factors before it begins on data. Fit it first.")
         return self._ascent
+
+
+def _distributions(
+    ascent: Ascent,
+    state: Mapping[str, Tensors],
+    probabilities: Mapping[str, Tensor],
+    sites: Mapping[str, LatentSite],
+) -> dict[str, Any]:
+    """The factors there are a state and probabilities for, as distributions."""
+    found = {name: ascent.families[name].distribution(own) for name, own in state.items()}
+    for name, own in probabilities.items():
+        if sites[name].prior == "Bernoulli":
+            found[name] = dist.Bernoulli(probs=own[..., 1])
+        else:
+            found[name] = dist.Categorical(probs=own)
+    return found
+
+
+def _flat(state: Mapping[str, Tensors]) -> tuple[Tensor, ...]:
+    return tuple(tensor for own in state.values() for tensor in own)
+
+
+def _check_rates(delay: float, forgetting: float) -> None:
+    if not (delay >= 0 and math.isfinite(delay)):
+        raise ValueError(f"delay must be a number from 0 on, not {delay!r}.")
+    if not 0.5 < forgetting <= 1:
+        raise ValueError(f"forgetting must be above 0.5 and at most 1, not {forgetting!r}.")
 
 
 register_swept_guide("cavi", CAVIGuide)

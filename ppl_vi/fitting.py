@@ -40,7 +40,7 @@ from ppl_vi.running import (
     model_for,
     states_after,
 )
-from ppl_vi.starting import initial_values, resolve_guide
+from ppl_vi.starting import initial_values, look_at, resolve_guide
 from ppl_vi.stopping import StopReason
 from ppl_vi.streaming import Stream
 from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
@@ -214,13 +214,13 @@ def _trained(
     start = FittedParameters.capture((job.model, job.guide))
     moved = _moved(settings, objective, model, job, bar)
     elbo = estimate_elbo(job.weighted_pairs())
-    exact = is_swept(job.guide)
+    exact = moved.bound is not None
     return FitResult(
         job=job,
         start=start,
         fitted=FittedParameters.capture((job.model, job.guide)),
         losses=torch.tensor(moved.losses),
-        bound=Estimate(-moved.losses[-1]) if exact else final_bound(objective, model, job, elbo),
+        bound=final_bound(objective, model, job, elbo) if moved.bound is None else moved.bound,
         elbo=elbo,
         estimators=moved.estimators,
         num_steps=len(moved.losses),
@@ -238,6 +238,7 @@ class _Moved(NamedTuple):
     reason: StopReason
     estimators: dict[str, str]
     execution: Execution
+    bound: Estimate | None = None
 
 
 def _moved(
@@ -246,8 +247,8 @@ def _moved(
     """Take all steps, of gradients or of exact updates."""
     if is_swept(job.guide):
         wish, calls = settings.compile, settings.callbacks
-        losses, reason, execution = sweep_to_rest(job.guide, settings.steps, wish, calls, bar)
-        return _Moved(losses, reason, {}, execution)
+        swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
+        return _Moved(swept.losses, swept.reason, {}, swept.execution, Estimate(swept.bound))
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
@@ -290,8 +291,9 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         if is_swept(guide):
-            check_settings(settings.objective, settings.optimizer, source.batched)
-            guide.begin(source.whole().args, source.whole().kwargs, values)
+            check_settings(settings.objective, settings.optimizer)
+            batch = look_at(source, plates)
+            guide.begin(batch.args, batch.kwargs, values, plates)
         job = Job(model, guide, source, plates)
         return job, job.check()
 

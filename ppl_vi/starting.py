@@ -64,7 +64,7 @@ def resolve_guide(
                 f"these are the data, they are the third argument: fit(model, 'normal', data)."
             )
         return guide
-    batch = _rows_from_all_over(source) if data_plates else source.whole()
+    batch = look_at(source, data_plates)
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
@@ -79,8 +79,10 @@ def resolve_guide(
     return build(visible, start)
 
 
-def _rows_from_all_over(source: DataSource) -> Batch:
-    """A batch to look at: the first rows of sorted data would tell of one end alone."""
+def look_at(source: DataSource, data_plates: frozenset[str]) -> Batch:
+    """All rows, or a batch to look at: the first rows of sorted data would tell of one end alone."""
+    if not data_plates:
+        return source.whole()
     with forked_rng(seed=0):
         return next(source.epoch())
 

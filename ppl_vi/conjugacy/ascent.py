@@ -10,8 +10,8 @@ Source: Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013), section 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Ascent:
         enumerated: names of discrete latents.
         nesting: how many plates the model has within each other.
         blocks: sites that are updated together, in order.
+        rows: row numbers of subsampled plates, by plate.
     """
 
     pair: Pair
@@ -51,13 +52,13 @@ class Ascent:
     enumerated: tuple[str, ...]
     nesting: int
     blocks: Sequence[tuple[str, ...]] = ()
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     def terms(self, moments: State, leaves: dict[Group, Tensor] | None = None) -> Terms:
         """The expected log-density of each site, given the mean parameters of each factor."""
-        values = {
-            name: Uncertain.of(self.draws[name], family.law(moments[name]))
-            for name, family in self.families.items()
-        }
+        values: dict[str, Tensor] = dict(self.rows)
+        for name, family in self.families.items():
+            values[name] = Uncertain.of(self.draws[name], family.law(moments[name]))
         return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, leaves)
 
     def moments(self, state: State) -> dict[str, Tensors]:
@@ -69,12 +70,13 @@ class Ascent:
     def elbo(self, state: State) -> Tensor:
         """The exact bound: F plus the entropies of the factors."""
         with torch.no_grad():
-            expected = summed_out(self.terms(self.moments(state)), self.enumerated)
-            return expected + self._entropy(state)
+            terms = self.terms(self.moments(state))
+            return summed_out(terms, self.enumerated) + self._entropy(state, terms)
 
-    def _entropy(self, state: State) -> Tensor | float:
-        """Of all factors."""
-        return sum(f.entropy(state[name]).sum() for name, f in self.families.items())
+    def _entropy(self, state: State, terms: Terms) -> Tensor | float:
+        """Of all factors, each as often as its rows count."""
+        rows = {term.name: term.multiplicity for term in terms.every}
+        return sum(rows[n] * f.entropy(state[n]).sum() for n, f in self.families.items())
 
     def weights(self, state: State) -> tuple[Tensor, Weights]:
         """The exact bound, and the weights of all entries that depend on discrete latents (E-step).
@@ -83,15 +85,34 @@ class Ascent:
         scale.
         """
         moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        elbo, _, weights = self._weighted(moments)
+        expected, terms, weights = self._weighted(moments)
         with torch.no_grad():
-            return elbo + self._entropy(state), weights
+            return expected + self._entropy(state, terms), weights
 
-    def best(self, state: State, weights: Weights) -> dict[str, Tensors]:
-        """The natural parameters after an update of every block at these weights (M-step)."""
+    def best(
+        self,
+        state: State,
+        weights: Weights,
+        sites: Collection[str] | None = None,
+        rate: Tensor | None = None,
+    ) -> dict[str, Tensors]:
+        """The natural parameters after an update of every block at these weights (M-step).
+
+        Args:
+            state: before.
+            weights: of all entries.
+            sites: those to update; all by default.
+            rate: what part of the way to the optimum to go; all of it by default.
+        """
         state = dict(state)
         for block in self.blocks:
-            state |= self._best_of(block, self.moments(state), weights)
+            names = [name for name in block if sites is None or name in sites]
+            if not names:
+                continue
+            found = self._best_of(names, self.moments(state), weights)
+            if rate is not None:
+                found = {n: _between(state[n], own, rate) for n, own in found.items()}
+            state |= found
         return state
 
     def weights_from(self, state: State, probabilities: Mapping[str, Tensor]) -> Weights:
@@ -160,6 +181,7 @@ class Ascent:
         for parameter in parameters:
             parameter.grad = None
 
+    @torch.enable_grad()
     def _weighted(self, moments: State) -> tuple[Tensor, Terms, Weights]:
         """F, its terms, and their weights: the gradient of F in their entries."""
         leaves: dict[Group, Tensor] = {}
@@ -170,6 +192,7 @@ class Ascent:
         found = torch.autograd.grad(expected, list(leaves.values()), _one_like(expected))
         return expected.detach(), terms, dict(zip(leaves, found, strict=True))
 
+    @torch.enable_grad()
     def _best_of(
         self, block: Sequence[str], moments: State, weights: Weights
     ) -> dict[str, Tensors]:
@@ -180,14 +203,19 @@ class Ascent:
         # The gradient of the weighted sum, without the sum: no log-density need be computed.
         outer = [weigh(term) for term in terms]
         gradients = iter(torch.autograd.grad([t.log_prob for t in terms], leaves, outer))
+        rows = {term.name: term.multiplicity for term in terms}
         with torch.no_grad():
             return {
                 name: self.families[name].natural(
                     tuple(m.detach() for m in moments[name]),
-                    tuple(next(gradients) for _ in moments[name]),
+                    tuple(next(gradients) / rows[name] for _ in moments[name]),
                 )
                 for name in block
             }
+
+
+def _between(old: Tensors, new: Tensors, rate: Tensor) -> Tensors:
+    return tuple(a + rate * (b - a) for a, b in zip(old, new, strict=True))
 
 
 def _one_like(number: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ppl_vi.program.expected import (
 )
 from ppl_vi.program.inspection import inspect
 from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
-from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide
+from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide, unheard
 from ppl_vi.program.posterior import (
     completed,
     deterministic_values,
@@ -85,6 +85,7 @@ __all__ = [
     "run_model",
     "squeezed",
     "summed_out",
+    "unheard",
     "valued",
     "weighted_sum",
     "with_closed_forms",

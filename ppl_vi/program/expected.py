@@ -71,6 +71,7 @@ class Term(NamedTuple):
         depth: how many dimensions from the right are those of its plates.
         latents: the enumerated latents that it depends on, by their dimension from the right.
         group: equal for terms whose entries have the same probability under q.
+        multiplicity: how many rows each row stands for, N / B of its plates.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Term(NamedTuple):
     depth: int
     latents: Mapping[int, str]
     group: tuple[str, ...]
+    multiplicity: float
 
 
 class Terms(NamedTuple):
@@ -159,7 +161,8 @@ def expected_terms(
         site["unscaled_log_prob"] = log_prob
         masked = scale_and_mask(log_prob, mask=site["mask"])
         depth = max((-frame.dim for frame in plate_frames(site)), default=0)
-        terms.append(Term(name, masked, site["scale"], own_dim, depth, latents, group))
+        rows = math.prod((f.full_size or f.size) / f.size for f in plate_frames(site))
+        terms.append(Term(name, masked, site["scale"], own_dim, depth, latents, group, rows))
     return Terms(tuple(terms), trace)
 
 

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -18,6 +19,17 @@ from ppl_vi.errors import DataError, GuideError, ModelError
 
 Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Within it, programs run without what stands around them: traces, plates and scales."""
+    around, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+    try:
+        with poutine.block():
+            yield
+    finally:
+        _DIM_ALLOCATOR._stack = around
 
 
 class DrawSites(Messenger):

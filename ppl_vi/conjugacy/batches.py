@@ -1,0 +1,88 @@
+"""Natural-gradient ascent on minibatches: factors of rows are solved for, the others move a step.
+
+For a batch of B of N rows whose terms count N / B times, the best natural parameters of a global factor
+are an unbiased estimate of those on all rows, given the others, and the difference from the present ones
+is the natural gradient.
+
+Source: Hoffman, Blei, Wang and Paisley (2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vi.conjugacy.ascent import Ascent, State, Weights
+from ppl_vi.conjugacy.families import Tensors
+from ppl_vi.program import LatentSite, Pair
+
+_ROUNDS = 20
+"""Of updates of factors that depend on each other, or on discrete latents, within a row."""
+SPREAD = 0.3
+"""Of the factor around the value that it starts at."""
+
+
+def local_sites(ascent: Ascent, sites: Mapping[str, LatentSite], plates: frozenset[str]) -> set[str]:
+    """The factors inside the plates over the rows."""
+    return {n for n in ascent.families if plates & {plate.name for plate in sites[n].plates}}
+
+
+def on_rows(
+    ascent: Ascent, pair: Pair, sites: Mapping[str, LatentSite], rows: Mapping[str, Tensor]
+) -> Ascent:
+    """The ascent with other arguments, whose plates may have other sizes.
+
+    Args:
+        ascent: as it was derived.
+        pair: the model and the new arguments.
+        sites: of the model with these arguments.
+        rows: row numbers of subsampled plates.
+    """
+    families, draws = dict(ascent.families), dict(ascent.draws)
+    for name, family in families.items():
+        shape = sites[name].value.shape
+        if shape != family.shape:
+            families[name] = replace(family, shape=shape)
+            draws[name] = _resized(draws[name], shape)
+    return replace(ascent, pair=pair, families=families, draws=draws, rows=rows)
+
+
+def solved(ascent: Ascent, held: State, local: set[str]) -> tuple[Tensor, dict[str, Tensors], Weights]:
+    """The bound, all factors and the weights, with the factors of rows at their optimum."""
+    state = dict(held)
+    state |= {name: ascent.families[name].start(ascent.draws[name], SPREAD) for name in local}
+    own = sum(not local.isdisjoint(block) for block in ascent.blocks)
+    rounds = _ROUNDS if own > 1 or (own and ascent.enumerated) else own
+    bound, weights = ascent.weights(state)
+    for _ in range(rounds):
+        state = ascent.best(state, weights, local)
+        bound, weights = ascent.weights(state)
+    return bound, state, weights
+
+
+def natural_step(
+    ascent: Ascent, held: State, local: set[str], rate: Tensor
+) -> tuple[Tensor, dict[str, Tensors]]:
+    """The bound on a batch, and the global factors after a step.
+
+    Args:
+        ascent: on the batch, whose rows count N / B times.
+        held: the global factors.
+        local: names of the others.
+        rate: the step size, ``(t + delay) ** -forgetting``.
+    """
+    bound, state, weights = solved(ascent, held, local)
+    moved = ascent.best(state, weights, set(held), rate)
+    return bound, {name: moved[name] for name in held}
+
+
+def _resized(value: Tensor, shape: Any) -> Tensor:
+    """A draw with other sizes, its entries repeated as need be."""
+    for dim, size in enumerate(shape):
+        index = torch.arange(size, device=value.device) % value.shape[dim]
+        value = value.index_select(dim, index)
+    return value

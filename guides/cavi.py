@@ -12,12 +12,22 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compilation import Captured, capture
-from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, analyse
-from ppl_vi.errors import CompileError, GuideError
+from ppl_vi.conjugacy import (
+    Ascent,
+    GaussianFamily,
+    Kind,
+    LatentSite,
+    Tensors,
+    analyse,
+    kinds_of,
+    start,
+)
+from ppl_vi.errors import CompileError, GuideError, ModelError
 from ppl_vi.program import Pair
 from ppl_vi.registry import register_swept_guide
 
 _SPREAD = 0.3
+_ONE_ELEMENT = 1.0
 
 
 class CAVIGuide(torch.nn.Module):
@@ -63,6 +73,7 @@ class CAVIGuide(torch.nn.Module):
         self._sites: dict[str, LatentSite] = {}
         self._buffers_of: dict[str, tuple[str, ...]] = {}
         self._learned: tuple[Tensor, ...] = ()
+        self._kinds: tuple[Kind, ...] = ()
         self._captured: Captured | None = None
 
     def begin(
@@ -73,32 +84,35 @@ class CAVIGuide(torch.nn.Module):
         Args:
             args: of the model.
             kwargs: likewise.
-            values: where factors start, by site. Others start where random assignments of the discrete
-                latents put them, or without these at a draw from the prior.
+            values: where factors start, by site, and parameters, by name. Without values of sites, they
+                start where clusters of the observed values put them, and without discrete latents at
+                a draw from the prior.
 
         Raises:
-            ModelError: a site is not conjugate.
+            ModelError: a site is not conjugate, or a value is of no continuous latent or parameter.
         """
         ascent, latents = analyse(Pair(self._model[0], self._model[0], args, kwargs))
         self._captured = None
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
-        start = {**ascent.draws, **{n: v.detach() for n, v in values.items() if n in ascent.draws}}
-        state = {n: f.start(start[n], _SPREAD) for n, f in ascent.families.items()}
+        _check_values(values, ascent.draws, known)
+        located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
+        state = {n: f.start(located[n], _SPREAD) for n, f in ascent.families.items()}
+        self._kinds = ()
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
-            state = ascent.from_responsibilities(state, ascent.random_responsibilities(state))
+            state = start(ascent, state)
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)
         }
         for name, buffers in self._buffers_of.items():
             for buffer, tensor in zip(buffers, state[name], strict=True):
-                self.register_buffer(buffer, tensor.detach().clone())
+                self._keep(buffer, tensor)
         conditionals = ascent.conditionals(state)
         self._discrete = tuple(conditionals)
         for number, probabilities in enumerate(conditionals.values()):
-            self.register_buffer(f"states_{number}", probabilities.detach().clone())
+            self._keep(f"states_{number}", probabilities)
 
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that, in nats."""
@@ -123,9 +137,35 @@ class CAVIGuide(torch.nn.Module):
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
-        found = self._begun().conditionals(self._state())
-        for number, probabilities in enumerate(found.values()):
-            self.get_buffer(f"states_{number}").copy_(probabilities)
+        ascent, state = self._begun(), self._state()
+        for number, probabilities in enumerate(ascent.conditionals(state).values()):
+            self._keep(f"states_{number}", probabilities)
+        counts = ascent.counts(state)
+        self._kinds = tuple(kinds_of(ascent.terms(ascent.moments(state))))
+        for number, kind in enumerate(self._kinds):
+            self._keep(f"counts_{number}", torch.stack([counts[n] for n in kind.sites]).sum(0))
+
+    def occupancies(self) -> dict[str, Tensor]:
+        """How many elements the fit expects in each state, Σ_i q(z_i = k), ``[K]`` by discrete site.
+
+        Sites of one kind, such as those of a Markov chain, are counted together under the name of the
+        first. A component with less than one element is empty: its factors owe less to the data than
+        a single observation would give them, and are close to their prior. Empty before a fit.
+        """
+        named = {kind.sites[0]: f"counts_{number}" for number, kind in enumerate(self._kinds)}
+        return {name: self.get_buffer(buffer).clone() for name, buffer in named.items()}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Which components are empty, a line for each discrete site that has some."""
+        lines = []
+        for name, counts in self.occupancies().items():
+            empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
+            if empty and counts.sum().round() >= len(counts):
+                lines.append(
+                    f"site '{name}': {len(empty)} of {len(counts)} components are empty (less than "
+                    f"one element expected): {', '.join(map(str, empty))}"
+                )
+        return tuple(lines)
 
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
@@ -184,10 +224,36 @@ class CAVIGuide(torch.nn.Module):
         own = self._buffers_of.items()
         return {name: tuple(map(self.get_buffer, buffers)) for name, buffers in own}
 
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Lay a tensor into the buffer of this name, the same one in every restart of a fit."""
+        held = self._buffers.get(name)
+        if held is not None and (held.shape, held.dtype) == (tensor.shape, tensor.dtype):
+            held.copy_(tensor.detach())
+        else:
+            self.register_buffer(name, tensor.detach().clone())
+
     def _begun(self) -> Ascent:
         if self._ascent is None:
             raise GuideError("CAVIGuide has no factors before it begins on data. Fit it first.")
         return self._ascent
+
+
+def _check_values(
+    values: Mapping[str, Tensor], draws: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError for a starting value that has no place, or the wrong shape."""
+    for name, value in values.items():
+        if name not in draws and name not in parameters:
+            known = ", ".join(f"'{one}'" for one in sorted({*draws, *parameters})) or "none"
+            raise ModelError(
+                f"initial_values: '{name}' is no continuous latent or parameter of the model. Those "
+                f"are {known}: leave '{name}' out, or name one of them."
+            )
+        if name in draws and value.shape != draws[name].shape:
+            raise ModelError(
+                f"initial_values: '{name}' has shape {tuple(value.shape)}, but the site has "
+                f"{tuple(draws[name].shape)}. Give one value for each of its entries."
+            )
 
 
 register_swept_guide("cavi", CAVIGuide)

@@ -146,6 +146,8 @@ def fit(
             first.start.restore()  # modules that the programs hold begin every restart alike
             best = max(best, _fit_once(settings, restart, bar), key=_finite_bound)
         best.fitted.restore()
+        for line in () if bar.disable else best.remarks:
+            bar.write(line)
     return best
 
 
@@ -228,6 +230,7 @@ def _trained(
         stop_reason=moved.reason,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
+        remarks=job.guide.remarks() if is_swept(job.guide) else (),
     )
 
 

@@ -48,6 +48,9 @@ class SweptGuide(Protocol):
     def settle(self) -> None:
         """Set what sweeps leave out, after the last of them."""
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of the fit that the ELBO does not say, a line each."""
+
 
 def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
     """Whether a guide is fitted by sweeps."""

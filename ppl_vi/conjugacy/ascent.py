@@ -91,19 +91,6 @@ class Ascent:
             state |= self._best(block, moments, expected)
         return state
 
-    def random_responsibilities(self, state: State) -> dict[str, Tensor]:
-        """Random probabilities of each enumerated site, laid out as its term is."""
-        found = {}
-        for term in self.terms(self.moments(state)).every:
-            if term.own_dim is not None:
-                shape = list(term.log_prob.shape)
-                plates = len(shape) - self.nesting
-                shape[:plates] = [1] * plates
-                shape[term.own_dim] = term.log_prob.shape[term.own_dim]
-                drawn = torch.rand(shape).to(term.log_prob)
-                found[term.name] = drawn / drawn.sum(term.own_dim, keepdim=True)
-        return found
-
     def conditionals(self, state: State) -> dict[str, Tensor]:
         """q of each enumerated site that no term ties to another one, ``[*plates, states]``."""
         terms, marginals = self._marginals(self.moments(state))
@@ -115,6 +102,18 @@ class Ascent:
             joint = marginals[term.name].movedim(term.own_dim, -1)
             joint = joint.reshape(joint.shape[joint.dim() - 1 - term.depth :])
             found[term.name] = joint / joint.sum(-1, keepdim=True)
+        return found
+
+    def counts(self, state: State) -> dict[str, Tensor]:
+        """How many elements q expects in each state of each enumerated site, ``[states]``."""
+        terms, marginals = self._marginals(self.moments(state))
+        found = {}
+        for term in terms.every:
+            if term.own_dim is not None:
+                weight = marginals[term.name] * term.scale
+                mask = terms.trace.nodes[term.name]["mask"]
+                weight = weight if mask is None else weight * mask
+                found[term.name] = weight.movedim(term.own_dim, 0).flatten(1).sum(-1)
         return found
 
     def _tied(self, terms: Terms) -> set[int]:

@@ -1,0 +1,151 @@
+"""Where coordinate ascent starts: at clusters of what is observed of the discrete latents.
+
+The elements of a latent's plates are clustered by the values that are observed of each. The factors
+are then set to their best at these assignments.
+
+Source: Arthur and Vassilvitskii (2007), for the seeds of the clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ppl_vi.clusters import cluster_labels
+from ppl_vi.conjugacy.ascent import Ascent, State
+from ppl_vi.conjugacy.families import Tensors
+from ppl_vi.conjugacy.kinds import Kind, kinds_of
+from ppl_vi.program import Term, Terms, features
+
+_SHARED = 0.01
+"""The part of an element's probability that all states share, so that none is impossible."""
+
+_UNKNOWN = -1
+"""The label of an element of which nothing is observed."""
+
+
+def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
+    """Natural parameters at clusters of the data, found from torch's random state.
+
+    A latent of which nothing is observed that has distances (no site of its own, or labels such as
+    words) is assigned at random. Which cluster belongs to which state matters where states differ: a
+    likely order and a random one are tried, and the one with the higher bound is kept.
+
+    Args:
+        ascent: on a program with discrete latents.
+        state: where the factors are before.
+    """
+    terms = ascent.terms(ascent.moments(state))
+    own = {term.name: term for term in terms.every if term.own_dim is not None}
+    drawn: dict[str, Tensor] = {}
+    clustered: list[tuple[Kind, Tensor]] = []
+    for kind in kinds_of(terms):
+        labels = _labels(terms, kind)
+        if labels is not None:
+            clustered.append((kind, labels))
+        else:
+            drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
+    tried: list[tuple[float, State, dict[str, Tensor]]] = []
+    for order in (_likely_order, _random_order) if clustered else ():
+        of = dict(drawn)
+        for kind, labels in clustered:
+            of |= _assigned(own, kind, order(own, kind, labels), ascent.nesting)
+        new = ascent.from_responsibilities(state, of)
+        tried.append((_finite(ascent.elbo(new)), new, of))
+    _, best, of = max(tried, key=lambda one: one[0], default=(0.0, state, drawn))
+    return ascent.from_responsibilities(best, of)
+
+
+def _finite(bound: Tensor) -> float:
+    return float(bound.nan_to_num(nan=-math.inf))
+
+
+def _labels(terms: Terms, kind: Kind) -> Tensor | None:
+    """``[elements]``: the cluster of each element of all sites; None where none can be found."""
+    rows = []
+    for name in kind.sites:
+        values = [features(terms.trace, name, observed) for observed in kind.seen[name]]
+        numbers = [value for value in values if value is not None]
+        if not numbers or kind.states < 2:
+            return None
+        rows.append(torch.cat(numbers, -1))
+    if len({part.shape[1] for part in rows}) > 1:
+        return None
+    every = torch.cat(rows)
+    known = every.isfinite()
+    filled = torch.where(known, every, torch.where(known, every, math.nan).nanmean(0))
+    some = known.any(-1)
+    found = cluster_labels(filled[some].nan_to_num(), kind.states)
+    if found is None:
+        return None
+    labels = torch.full_like(some, _UNKNOWN, dtype=torch.long)
+    labels[some] = found
+    return labels
+
+
+def _likely_order(own: Mapping[str, Term], kind: Kind, labels: Tensor) -> Tensor:
+    """The labels renamed: the larger a cluster, the likelier its state; along a chain, by time.
+
+    States whose probabilities are themselves unknown come in order, as those of sticks should.
+    """
+    numbers = torch.arange(kind.states, device=labels.device)
+    members = labels == numbers.unsqueeze(-1)
+    term = own[kind.sites[0]]
+    states = numbers
+    if len(kind.sites) > 1:
+        places = torch.arange(len(labels), device=labels.device)
+        clusters = ((members * places).sum(-1) / members.sum(-1)).argsort()
+    else:
+        clusters = members.sum(-1).argsort(descending=True)
+        if not term.log_prob.requires_grad:
+            likely = term.log_prob.movedim(term.own_dim or 0, 0).flatten(1).mean(-1)
+            states = likely.argsort(descending=True, stable=True)
+    return _renamed(labels, clusters, states)
+
+
+def _random_order(own: Mapping[str, Term], kind: Kind, labels: Tensor) -> Tensor:
+    """The labels renamed at random."""
+    numbers = torch.arange(kind.states, device=labels.device)
+    return _renamed(labels, numbers, torch.randperm(kind.states).to(labels.device))
+
+
+def _renamed(labels: Tensor, clusters: Tensor, states: Tensor) -> Tensor:
+    named = torch.empty_like(clusters)
+    named[clusters] = states
+    return torch.where(labels == _UNKNOWN, labels, named[labels])
+
+
+def _assigned(
+    own: Mapping[str, Term], kind: Kind, labels: Tensor, nesting: int
+) -> dict[str, Tensor]:
+    """The probabilities of each site of a kind, nearly 1 at its labels."""
+    numbers = torch.arange(kind.states, device=labels.device).unsqueeze(-1)
+    share = _SHARED / kind.states
+    some = torch.where(labels == _UNKNOWN, 1 / kind.states, share)
+    every = torch.where(labels == numbers, 1 - _SHARED + share, some)
+    elements = [_plates(own[name], nesting).numel() for name in kind.sites]
+    parts = every.to(own[kind.sites[0]].log_prob).split(elements, -1)
+    return {
+        name: _laid_out(own[name], part, nesting)
+        for name, part in zip(kind.sites, parts, strict=True)
+    }
+
+
+def _random(term: Term, nesting: int) -> Tensor:
+    """Random probabilities of a site."""
+    shape = term.log_prob.shape
+    drawn = torch.rand(shape[term.own_dim or 0], _plates(term, nesting).numel())
+    return _laid_out(term, (drawn / drawn.sum(0)).to(term.log_prob), nesting)
+
+
+def _plates(term: Term, nesting: int) -> torch.Size:
+    return term.log_prob.shape[term.log_prob.dim() - nesting :]
+
+
+def _laid_out(term: Term, probabilities: Tensor, nesting: int) -> Tensor:
+    """``[states, elements]`` laid out as the site's term is."""
+    between = -(term.own_dim or 0) - 1 - nesting
+    return probabilities.reshape([len(probabilities), *[1] * between, *_plates(term, nesting)])

@@ -1,7 +1,7 @@
-"""Where coordinate ascent starts: at clusters of what is observed of the discrete latents.
+"""Where coordinate ascent starts: at draws of the prior, or at clusters of the data.
 
-The elements of a latent's plates are clustered by the values that are observed of each. The factors
-are then set to their best at these assignments.
+With discrete latents, the elements of their plates are clustered by what is observed of each, and the
+factors are set to their best at these assignments.
 
 Source: Arthur and Vassilvitskii (2007), for the seeds of the clusters.
 """
@@ -10,21 +10,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 
 from ppl_vi.clusters import cluster_labels
 from ppl_vi.conjugacy.ascent import Ascent, State
 from ppl_vi.conjugacy.families import Tensors
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
-from ppl_vi.program import Term, Terms, features
+from ppl_vi.program import Term, Terms, draw_plainly, expanded_parameter, features, innermost
 
 _SHARED = 0.01
 """The part of an element's probability that all states share, so that none is impossible."""
 
+_MOST_PASSES, _HARDLY = 10, 1e-3
+
 _UNKNOWN = -1
 """The label of an element of which nothing is observed."""
+
+
+def draw_of_prior(name: str, distribution: Any) -> Tensor:
+    """A draw of a site's prior, at which the Gamma family is no vaguer than an Exponential.
+
+    Nearly all draws of Gamma(0.001, 0.001), a usual prior of precisions, are below 1e-100: no scale to
+    start from. The mean is kept, for an InverseGamma that of its inverse.
+    """
+    family = type(innermost(distribution)).__name__
+    if family not in ("Gamma", "InverseGamma"):
+        return draw_plainly(name, distribution)
+    shape, rate = (expanded_parameter(distribution, one) for one in ("concentration", "rate"))
+    less_vague = shape.clamp(min=1.0)
+    drawn = Gamma(less_vague, rate * less_vague / shape).sample()
+    return drawn if family == "Gamma" else 1 / drawn
 
 
 def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
@@ -48,19 +67,29 @@ def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
             clustered.append((kind, labels))
         else:
             drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
-    tried: list[tuple[float, State, dict[str, Tensor]]] = []
+    tried: list[tuple[float, dict[str, Tensors]]] = []
     for order in (_likely_order, _random_order) if clustered else ():
         of = dict(drawn)
         for kind, labels in clustered:
             of |= _assigned(own, kind, order(own, kind, labels), ascent.nesting)
-        new = ascent.from_responsibilities(state, of)
-        tried.append((_finite(ascent.elbo(new)), new, of))
-    _, best, of = max(tried, key=lambda one: one[0], default=(0.0, state, drawn))
-    return ascent.from_responsibilities(best, of)
+        tried.append(_settled(ascent, state, of))
+    return max(tried or [_settled(ascent, state, drawn)], key=lambda one: one[0])[1]
 
 
-def _finite(bound: Tensor) -> float:
-    return float(bound.nan_to_num(nan=-math.inf))
+def _settled(
+    ascent: Ascent, state: State, of: Mapping[str, Tensor]
+) -> tuple[float, dict[str, Tensors]]:
+    """The bound and the factors where these hardly rise any more at given probabilities.
+
+    Factors hold each other back at first: a precision of a vague prior, and the mean beside it.
+    """
+    bound, found = -math.inf, dict(state)
+    for _ in range(_MOST_PASSES):
+        found, before = ascent.from_responsibilities(found, of), bound
+        bound = float(ascent.elbo(found).nan_to_num(nan=-math.inf))
+        if bound - before <= _HARDLY * abs(bound):
+            break
+    return bound, found
 
 
 def _labels(terms: Terms, kind: Kind) -> Tensor | None:

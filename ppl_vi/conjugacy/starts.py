@@ -49,9 +49,9 @@ def draw_of_prior(name: str, distribution: Any) -> Tensor:
 def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
     """Natural parameters at clusters of the data, found from torch's random state.
 
-    A latent of which nothing is observed that has distances (no site of its own, or labels such as
-    words) is assigned at random. Which cluster belongs to which state matters where states differ: a
-    likely order and a random one are tried, and the one with the higher bound is kept.
+    Which cluster belongs to which state matters where states differ: a likely order and a random one
+    are tried, and the one with the higher bound is kept. A latent of which nothing is observed that has
+    distances (no site of its own, or labels such as words) is assigned at random.
 
     Args:
         ascent: on a program with discrete latents.
@@ -67,13 +67,13 @@ def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
             clustered.append((kind, labels))
         else:
             drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
-    tried: list[tuple[float, dict[str, Tensors]]] = []
+    starts = []
     for order in (_likely_order, _random_order) if clustered else ():
         of = dict(drawn)
         for kind, labels in clustered:
             of |= _assigned(own, kind, order(own, kind, labels), ascent.nesting)
-        tried.append(_settled(ascent, state, of))
-    return max(tried or [_settled(ascent, state, drawn)], key=lambda one: one[0])[1]
+        starts.append(_settled(ascent, state, of))
+    return max(starts or [_settled(ascent, state, drawn)], key=lambda one: one[0])[1]
 
 
 def _settled(
@@ -93,7 +93,28 @@ def _settled(
 
 
 def _labels(terms: Terms, kind: Kind) -> Tensor | None:
-    """``[elements]``: the cluster of each element of all sites; None where none can be found."""
+    """``[elements]``: the cluster of each element of all sites of a kind; None where none can be found.
+
+    A missing entry is taken for the mean of its column.
+    """
+    rows = _rows(terms, kind)
+    if rows is None:
+        return None
+    known = rows.isfinite()
+    if known.all():
+        return cluster_labels(rows, kind.states)
+    mean = torch.where(known, rows, math.nan).nanmean(0)
+    some = known.any(-1)
+    found = cluster_labels(torch.where(known, rows, mean)[some].nan_to_num(), kind.states)
+    if found is None:
+        return None
+    labels = torch.full_like(some, _UNKNOWN, dtype=torch.long)
+    labels[some] = found
+    return labels
+
+
+def _rows(terms: Terms, kind: Kind) -> Tensor | None:
+    """``[elements, D]``: what is observed of each element of all sites of a kind, as far as it is."""
     rows = []
     for name in kind.sites:
         values = [features(terms.trace, name, observed) for observed in kind.seen[name]]
@@ -101,18 +122,7 @@ def _labels(terms: Terms, kind: Kind) -> Tensor | None:
         if not numbers or kind.states < 2:
             return None
         rows.append(torch.cat(numbers, -1))
-    if len({part.shape[1] for part in rows}) > 1:
-        return None
-    every = torch.cat(rows)
-    known = every.isfinite()
-    filled = torch.where(known, every, torch.where(known, every, math.nan).nanmean(0))
-    some = known.any(-1)
-    found = cluster_labels(filled[some].nan_to_num(), kind.states)
-    if found is None:
-        return None
-    labels = torch.full_like(some, _UNKNOWN, dtype=torch.long)
-    labels[some] = found
-    return labels
+    return torch.cat(rows) if len({part.shape[1] for part in rows}) == 1 else None
 
 
 def _likely_order(own: Mapping[str, Term], kind: Kind, labels: Tensor) -> Tensor:

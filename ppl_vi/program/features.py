@@ -64,4 +64,6 @@ def _masks(site: Any) -> Iterator[Tensor]:
     for mask, events in found:
         if mask is not None:
             laid = torch.as_tensor(mask, device=site["value"].device)
-            yield laid.reshape([*laid.shape, *[1] * events])
+            # Pyro expands it over enumerated latents.
+            once = laid[tuple(slice(0, 1 if stride == 0 else None) for stride in laid.stride())]
+            yield once.reshape([*once.shape, *[1] * events])

@@ -77,7 +77,11 @@ class CAVIGuide(torch.nn.Module):
         self._captured: Captured | None = None
 
     def begin(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: Mapping[str, Tensor],
+        elsewhere: bool = False,
     ) -> None:
         """Derive the updates for these arguments, and start.
 
@@ -87,6 +91,7 @@ class CAVIGuide(torch.nn.Module):
             values: where factors start, by site, and parameters, by name. Without values of sites, they
                 start where clusters of the observed values put them, and without discrete latents at
                 a draw from the prior.
+            elsewhere: whether the clusters move parameters too, from where the program puts them.
 
         Raises:
             ModelError: a site is not conjugate, or a value is of no continuous latent or parameter.
@@ -101,7 +106,7 @@ class CAVIGuide(torch.nn.Module):
         state = {n: f.start(located[n], _SPREAD) for n, f in ascent.families.items()}
         self._kinds = ()
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
-            state = start(ascent, state)
+            state = start(ascent, state, self._learned if elsewhere and not values else ())
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)

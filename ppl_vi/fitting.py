@@ -296,7 +296,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
             check_settings(
                 settings.objective, settings.optimizer, source.batched, settings.compile is True
             )
-            guide.begin(source.whole().args, source.whole().kwargs, values)
+            guide.begin(source.whole().args, source.whole().kwargs, values, elsewhere=restart > 0)
         job = Job(model, guide, source, plates)
         return job, job.check()
 

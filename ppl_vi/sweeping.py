@@ -27,9 +27,15 @@ class SweptGuide(Protocol):
     """A guide whose parameters are set by coordinate ascent."""
 
     def begin(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Tensor]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: Mapping[str, Tensor],
+        elsewhere: bool = False,
     ) -> None:
         """Set the parameters to a start: at values of sites where these are given, else at random.
+
+        Parameters of the model start where the program puts them, unless ``elsewhere``.
 
         Raises:
             ModelError: the model does not allow of exact updates; the message names the site.

@@ -126,13 +126,28 @@ class Ascent:
                 tied |= own
         return tied
 
-    def maximize(self, state: State, parameters: Sequence[Tensor]) -> None:
+    def maximize(
+        self,
+        state: State,
+        parameters: Sequence[Tensor],
+        of: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.
 
         The probabilities of the discrete latents are held (an M-step), so that the bound cannot fall.
+
+        Args:
+            state: of the factors.
+            parameters: unconstrained; they are moved in place.
+            of: the probabilities of each enumerated site, laid out as its term is; else the best ones.
         """
         moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        _, marginals = self._marginals(moments)
+        if of is None:
+            _, marginals = self._marginals(moments)
+        else:
+            latest: dict[int, Tensor] = {}
+            every = self.terms(moments).every
+            marginals = {term.name: _weight(term, of, latest) for term in every}
         flat = torch.finfo(parameters[0].dtype).eps
         optimizer = torch.optim.LBFGS(
             parameters,

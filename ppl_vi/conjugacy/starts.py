@@ -9,7 +9,7 @@ Source: Arthur and Vassilvitskii (2007), for the seeds of the clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def draw_of_prior(name: str, distribution: Any) -> Tensor:
     return drawn if family == "Gamma" else 1 / drawn
 
 
-def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
+def start(ascent: Ascent, state: State, parameters: Sequence[Tensor] = ()) -> dict[str, Tensors]:
     """Natural parameters at clusters of the data, found from torch's random state.
 
     Which cluster belongs to which state matters where states differ: a likely order and a random one
@@ -56,6 +56,7 @@ def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
     Args:
         ascent: on a program with discrete latents.
         state: where the factors are before.
+        parameters: of the model, which are moved to their best as well.
     """
     terms = ascent.terms(ascent.moments(state))
     own = {term.name: term for term in terms.every if term.own_dim is not None}
@@ -67,13 +68,17 @@ def start(ascent: Ascent, state: State) -> dict[str, Tensors]:
             clustered.append((kind, labels))
         else:
             drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
-    starts = []
+    tried = []
     for order in (_likely_order, _random_order) if clustered else ():
         of = dict(drawn)
         for kind, labels in clustered:
             of |= _assigned(own, kind, order(own, kind, labels), ascent.nesting)
-        starts.append(_settled(ascent, state, of))
-    return max(starts or [_settled(ascent, state, drawn)], key=lambda one: one[0])[1]
+        tried.append((*_settled(ascent, state, of), of))
+    tried = tried or [(*_settled(ascent, state, drawn), drawn)]
+    _, found, of = max(tried, key=lambda one: one[0])
+    if parameters:
+        ascent.maximize(found, parameters, of)
+    return found
 
 
 def _settled(

@@ -91,6 +91,24 @@ def test_vague_priors_do_not_keep_a_start_from_the_data() -> None:
     assert fit(Mixture(shape=1e-3), "cavi", x, seed=3, **SETTINGS).bound == pytest.approx(best)
 
 
+def test_restarts_of_expectation_maximization_leave_a_poor_start() -> None:
+    x, centers = separated(2, 0, K=3, num_rows=90)
+
+    def model(x: Tensor) -> None:
+        pi = pyro.param("pi", torch.full((3,), 1 / 3), constraint=constraints.simplex)
+        mu = pyro.param("mu", torch.zeros(3, 2))  # every state the same: EM stays there
+        sigma = pyro.param("sigma", torch.ones(3, 2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(pi))
+            pyro.sample("x", dist.Normal(mu[z], sigma[z]).to_event(1), obs=x)
+
+    kept = fit(model, "cavi", x, seed=0, steps=20, **SETTINGS)
+    assert (kept.params["mu"] - kept.params["mu"][0]).abs().max() < 1e-6
+    found = fit(model, "cavi", x, seed=0, steps=20, restarts=3, **SETTINGS)
+    nearest = (found.params["mu"][:, None] - centers).norm(dim=-1).min(0).values
+    assert (nearest < 0.7).all() and found.bound > kept.bound + 50
+
+
 def begun(model: Any, *arguments: Tensor, seed: int = 0) -> CAVIGuide:
     torch.manual_seed(seed)
     guide = CAVIGuide(model)

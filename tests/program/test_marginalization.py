@@ -289,7 +289,18 @@ def test_crossing_plates_are_refused():
         inspect(Pair(crossing, lambda: None, (), {}))
 
 
-DRAWN = [mixture, two_causes, chain, above_a_draw, nested, masked, one_hot, indexed, markov, two_chains]
+DRAWN = [
+    mixture,
+    two_causes,
+    chain,
+    above_a_draw,
+    nested,
+    masked,
+    one_hot,
+    indexed,
+    markov,
+    two_chains,
+]
 NUM_DRAWS = 20_000
 
 

@@ -95,8 +95,8 @@ def fit(
             where not, it repeats the step's operations without the programs around them. The same
             draws give the same steps, to rounding.
         restarts: independent fits; the one whose objective is highest on all rows is returned. Names
-            and classes of guides start each from another place, guides that are objects always from
-            the same.
+            and classes of guides, and those of exact updates, start each from another place, other
+            guides that are objects always from the same.
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.

@@ -121,6 +121,7 @@ def test_a_vague_gamma_is_not_drawn_near_zero() -> None:
     for family in (dist.Gamma, dist.InverseGamma):
         prior = family(torch.tensor([1e-3, 5.0]), torch.tensor([2e-3, 5.0]))
         draws = draw_of_prior("tau", prior.expand([4_000, 2]).to_event(1))
+        assert draw_of_prior("tau", family(1e-3, 1e-3)).shape == ()
         if family is dist.InverseGamma:
             draws = 1 / draws
         assert (draws > 1e-6).all()

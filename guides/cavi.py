@@ -12,11 +12,24 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, Weights, analyse
+from ppl_vi.conjugacy import (
+    Ascent,
+    GaussianFamily,
+    Kind,
+    LatentSite,
+    Tensors,
+    Weights,
+    analyse,
+    kinds_of,
+    start,
+)
 from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
-from ppl_vi.errors import GuideError
+from ppl_vi.conjugacy.starts import draw_of_prior
+from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.program import Pair, latents_of, unheard
 from ppl_vi.registry import register_swept_guide
+
+_ONE_ELEMENT = 1.0
 
 
 class CAVIGuide(torch.nn.Module):
@@ -75,6 +88,7 @@ class CAVIGuide(torch.nn.Module):
         self._weights: Weights = {}
         self._rows: frozenset[str] = frozenset()
         self._local: set[str] = set()
+        self._kinds: tuple[Kind, ...] = ()
 
     def begin(
         self,
@@ -82,18 +96,21 @@ class CAVIGuide(torch.nn.Module):
         kwargs: dict[str, Any],
         values: Mapping[str, Tensor],
         rows: frozenset[str] = frozenset(),
+        elsewhere: bool = False,
     ) -> None:
         """Derive the updates for these arguments, and start.
 
         Args:
             args: of the model.
             kwargs: likewise.
-            values: where factors start, by site. Others start where random assignments of the discrete
-                latents put them, or without these at a draw from the prior.
+            values: where factors start, by site, and parameters, by name. Without values of sites, they
+                start where clusters of the observed values put them, and without discrete latents at
+                a draw from the prior.
             rows: names of the plates over the rows of minibatches; factors inside are not kept.
+            elsewhere: whether the clusters move parameters too, from where the program puts them.
 
         Raises:
-            ModelError: a site is not conjugate.
+            ModelError: a site is not conjugate, or a value is of no continuous latent or parameter.
         """
         ascent, latents = analyse(self._pair(args, kwargs))
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
@@ -105,12 +122,12 @@ class CAVIGuide(torch.nn.Module):
                 f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
                 f"minibatches. Give it a prior, or leave batch_size out."
             )
-        start = {**ascent.draws, **{n: v.detach() for n, v in values.items() if n in ascent.draws}}
-        state = {n: f.start(start[n], SPREAD) for n, f in ascent.families.items()}
+        _check_values(values, ascent.draws, known)
+        located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
+        state = {n: f.start(located[n], SPREAD) for n, f in ascent.families.items()}
+        self._kinds = ()
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
-            state = ascent.best(
-                state, ascent.weights_from(state, ascent.random_responsibilities(state))
-            )
+            state = start(ascent, state, self._learned if elsewhere and not values else ())
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)
@@ -118,7 +135,7 @@ class CAVIGuide(torch.nn.Module):
         }
         for name, buffers in self._buffers_of.items():
             for buffer, tensor in zip(buffers, state[name], strict=True):
-                self.register_buffer(buffer, tensor.detach().clone())
+                self._keep(buffer, tensor)
         self._discrete: tuple[str, ...] = ()
         if rows:
             return
@@ -127,7 +144,7 @@ class CAVIGuide(torch.nn.Module):
         conditionals = ascent.conditionals(state)
         self._discrete = tuple(conditionals)
         for number, probabilities in enumerate(conditionals.values()):
-            self.register_buffer(f"states_{number}", probabilities.detach().clone())
+            self._keep(f"states_{number}", probabilities)
 
     @property
     def learned(self) -> tuple[Tensor, ...]:
@@ -149,6 +166,8 @@ class CAVIGuide(torch.nn.Module):
 
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that, in nats."""
+        with pyro.validation_enabled(False):
+            self._weights = self._begun().weights(self._state())[1]
         elbo, *new = self.swept()
         self.adopt(new)
         return elbo.item()
@@ -192,17 +211,44 @@ class CAVIGuide(torch.nn.Module):
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
-        if not self._rows:
-            found = self._begun().conditionals(self._state())
-            for number, probabilities in enumerate(found.values()):
-                self.get_buffer(f"states_{number}").copy_(probabilities)
+        if self._rows:
+            return
+        ascent, state = self._begun(), self._state()
+        for number, probabilities in enumerate(ascent.conditionals(state).values()):
+            self._keep(f"states_{number}", probabilities)
+        counts = ascent.counts(state)
+        self._kinds = tuple(kinds_of(ascent.terms(ascent.moments(state))))
+        for number, kind in enumerate(self._kinds):
+            self._keep(f"counts_{number}", torch.stack([counts[n] for n in kind.sites]).sum(0))
+
+    def occupancies(self) -> dict[str, Tensor]:
+        """How many elements the fit expects in each state, Σ_i q(z_i = k), ``[K]`` by discrete site.
+
+        Sites of one kind, such as those of a Markov chain, are counted together under the name of the
+        first. A component with less than one element is empty: its factors owe less to the data than
+        a single observation would give them, and are close to their prior. Empty before a fit.
+        """
+        named = {kind.sites[0]: f"counts_{number}" for number, kind in enumerate(self._kinds)}
+        return {name: self.get_buffer(buffer).clone() for name, buffer in named.items()}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Which components are empty, a line for each discrete site that has some."""
+        lines = []
+        for name, counts in self.occupancies().items():
+            empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
+            if empty and counts.sum().round() >= len(counts):
+                lines.append(
+                    f"site '{name}': {len(empty)} of {len(counts)} components are empty (less than "
+                    f"one element expected): {', '.join(map(str, empty))}"
+                )
+        return tuple(lines)
 
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
         Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Discrete
-        latents that are tied to other discrete ones (a Markov chain) are left out, and after minibatches
-        all latents of rows, which are solved for whenever the guide is called with rows.
+        latents that are tied to other discrete ones (a Markov chain) are left out; after minibatches so
+        are the latents of rows, which are solved for whenever the guide is called with rows.
         """
         ascent, state = self._begun(), self._state()
         probabilities = {n: self.get_buffer(f"states_{i}") for i, n in enumerate(self._discrete)}
@@ -261,7 +307,7 @@ class CAVIGuide(torch.nn.Module):
     ) -> tuple[Ascent, dict[str, LatentSite]]:
         """The ascent on a batch, and the sites of the model there."""
         pair = self._pair(args, kwargs)
-        sites = {site.name: site for site in latents_of(pair).sites}
+        sites = {site.name: site for site in latents_of(pair, draw_of_prior).sites}
         return on_rows(self._begun(), pair, sites, rows or {}), sites
 
     def _pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
@@ -270,6 +316,14 @@ class CAVIGuide(torch.nn.Module):
     def _state(self) -> dict[str, Tensors]:
         own = self._buffers_of.items()
         return {name: tuple(map(self.get_buffer, buffers)) for name, buffers in own}
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Lay a tensor into the buffer of this name, the same one in every restart of a fit."""
+        held = self._buffers.get(name)
+        if held is not None and (held.shape, held.dtype) == (tensor.shape, tensor.dtype):
+            held.copy_(tensor.detach())
+        else:
+            self.register_buffer(name, tensor.detach().clone())
 
     def _begun(self) -> Ascent:
         if self._ascent is None:
@@ -302,6 +356,24 @@ def _check_rates(delay: float, forgetting: float) -> None:
         raise ValueError(f"delay must be a number from 0 on, not {delay!r}.")
     if not 0.5 < forgetting <= 1:
         raise ValueError(f"forgetting must be above 0.5 and at most 1, not {forgetting!r}.")
+
+
+def _check_values(
+    values: Mapping[str, Tensor], draws: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError for a starting value that has no place, or the wrong shape."""
+    for name, value in values.items():
+        if name not in draws and name not in parameters:
+            known = ", ".join(f"'{one}'" for one in sorted({*draws, *parameters})) or "none"
+            raise ModelError(
+                f"initial_values: '{name}' is no continuous latent or parameter of the model. Those "
+                f"are {known}: leave '{name}' out, or name one of them."
+            )
+        if name in draws and value.shape != draws[name].shape:
+            raise ModelError(
+                f"initial_values: '{name}' has shape {tuple(value.shape)}, but the site has "
+                f"{tuple(draws[name].shape)}. Give one value for each of its entries."
+            )
 
 
 register_swept_guide("cavi", CAVIGuide)

@@ -12,8 +12,8 @@ from pyro.distributions import constraints
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from ppl_vi.clusters import Clusters, find_clusters
 from ppl_vi.errors import DataError, ModelError
-from ppl_vi.models.clusters import Clusters, find_clusters
 
 Spread = float | Tensor | Literal["learned", "spherical", "diagonal", "full"]
 
@@ -181,7 +181,11 @@ class BayesianGMM:
         }
         # A single centre may lie at 0, where no scale can start.
         tau = torch.maximum(center.square().mean().sqrt(), 0.1 * pooled)
-        values = {"mu": center, "pi": clusters.shares, "tau": tau}
+        values = {"mu": center}
+        if isinstance(self.pi, str):
+            values["pi"] = clusters.shares
+        if isinstance(self.tau, str):
+            values["tau"] = tau
         if isinstance(self.sigma, str):
             values["sigma"] = sigma[self.sigma]
         if self.sigma == "full":

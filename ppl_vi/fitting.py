@@ -95,8 +95,8 @@ def fit(
             where not, it repeats the step's operations without the programs around them. The same
             draws give the same steps, to rounding.
         restarts: independent fits; the one whose objective is highest on all rows is returned. Names
-            and classes of guides start each from another place, guides that are objects always from
-            the same.
+            and classes of guides, and those of exact updates, start each from another place, other
+            guides that are objects always from the same.
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
@@ -146,6 +146,8 @@ def fit(
             first.start.restore()  # modules that the programs hold begin every restart alike
             best = max(best, _fit_once(settings, restart, bar), key=_finite_bound)
         best.fitted.restore()
+        for line in () if bar.disable else best.remarks:
+            bar.write(line)
     return best
 
 
@@ -228,6 +230,7 @@ def _trained(
         stop_reason=moved.reason,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
+        remarks=job.guide.remarks() if is_swept(job.guide) else (),
     )
 
 
@@ -293,7 +296,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         if is_swept(guide):
             check_settings(settings.objective, settings.optimizer)
             batch = look_at(source, plates)
-            guide.begin(batch.args, batch.kwargs, values, plates)
+            guide.begin(batch.args, batch.kwargs, values, plates, elsewhere=restart > 0)
         job = Job(model, guide, source, plates)
         return job, job.check()
 

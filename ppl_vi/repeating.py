@@ -40,8 +40,8 @@ class Repeated:
         guide: that is swept.
         job: the guide with its data.
         steps: the most sweeps that will come.
-        wish: ``"auto"`` captures them after the first few, and compiles them after as many as would have
-            repaid that; ``True`` does both at once.
+        wish: ``"auto"`` captures them after the first few, and compiles them after as many as would
+            have repaid that; ``True`` does both at once.
         bar: where to write what is done.
     """
 
@@ -103,7 +103,9 @@ class Repeated:
                 self._repeat = self._captured = self._capture(batch, rate)
                 self._mode, self._reason = "captured", "more sweeps would have to repay compiling"
             if self._captured is not None and self._repays(self._captured.graph, done):
-                self._tell(f"compiling the sweep (about {compile_seconds(self._captured.graph):.0f} s)")
+                self._tell(
+                    f"compiling the sweep (about {compile_seconds(self._captured.graph):.0f} s)"
+                )
                 self._repeat = compiled(self._captured, self._builds)
                 self._mode, self._reason, self._done_with = "compiled", "", True
         except CompileError as reason:

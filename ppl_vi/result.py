@@ -57,6 +57,7 @@ class FitResult:
         seconds: wall time of the fit.
         stop_reason: why it stopped; printed, it is a sentence.
         execution: how the steps were taken, eager or compiled, and why.
+        remarks: what else a person should know, a line each: components that are empty, for example.
     """
 
     losses: Tensor
@@ -71,6 +72,7 @@ class FitResult:
     fitted: FittedParameters = field(repr=False)
     execution: Execution
     states: States = field(repr=False, default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def guide(self) -> Callable[..., Any]:
@@ -91,10 +93,11 @@ class FitResult:
         return self.fitted.constrained()
 
     def __repr__(self) -> str:
+        remarks = f", remarks={self.remarks!r}" if self.remarks else ""
         return (
             f"FitResult(elbo={self.elbo}, num_steps={self.num_steps}, "
             f"seconds={self.seconds:.1f}, estimators={in_words(self.estimators)!r}, "
-            f"stop_reason={str(self.stop_reason)!r})"
+            f"stop_reason={str(self.stop_reason)!r}{remarks})"
         )
 
     def sample(self, num_samples: int = _DRAWS) -> Draws:

@@ -46,9 +46,12 @@ class SweptGuide(Protocol):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         values: Mapping[str, Tensor],
-        rows: frozenset[str],
+        rows: frozenset[str] = frozenset(),
+        elsewhere: bool = False,
     ) -> None:
         """Set the parameters to a start: at values of sites where these are given, else at random.
+
+        Parameters of the model start where the program puts them, unless ``elsewhere``.
 
         Raises:
             ModelError: the model does not allow of exact updates; the message names the site.
@@ -73,6 +76,9 @@ class SweptGuide(Protocol):
 
     def settle(self) -> None:
         """Set what sweeps leave out, after the last of them."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of the fit that the ELBO does not say, a line each."""
 
 
 class Swept(NamedTuple):
@@ -138,7 +144,7 @@ def sweep_to_rest(
     size = len(list(job.source.chunks())) if stream else 1
     while len(losses) < steps and reason is StopReason.STEPS:
         rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
-        losses.append(-repeated.advance(len(losses), stream and next(stream), rate))
+        losses.append(-repeated.advance(len(losses), next(stream) if stream else None, rate))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(
                 f"sweep {len(losses)}: the ELBO is {-losses[-1]}. Look for values that no site can "

@@ -9,6 +9,8 @@ from ppl_vi.conjugacy.analysis import analyse
 from ppl_vi.conjugacy.ascent import Ascent, Weights
 from ppl_vi.conjugacy.families import Family, Tensors
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.kinds import Kind, kinds_of
+from ppl_vi.conjugacy.starts import start
 from ppl_vi.conjugacy.values import NotConjugateError
 from ppl_vi.program import LatentSite
 
@@ -16,9 +18,12 @@ __all__ = [
     "Ascent",
     "Family",
     "GaussianFamily",
+    "Kind",
     "LatentSite",
     "NotConjugateError",
     "Tensors",
     "Weights",
     "analyse",
+    "kinds_of",
+    "start",
 ]

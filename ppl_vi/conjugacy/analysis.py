@@ -17,6 +17,7 @@ from torch import Tensor
 from ppl_vi.conjugacy.ascent import Ascent
 from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.conjugacy.values import NotConjugateError, checked
 from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
 
@@ -29,7 +30,7 @@ def analyse(pair: Pair) -> tuple[Ascent, Latents]:
     Raises:
         NotConjugateError: naming the site, and the operation that left the algebra.
     """
-    latents = latents_of(pair)
+    latents = latents_of(pair, draw_of_prior)
     families: dict[str, Family] = {}
     for site in latents.sites:
         if site.enumerable:

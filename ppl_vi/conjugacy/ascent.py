@@ -125,19 +125,6 @@ class Ascent:
                 found[term.group] = joint.reshape(term.log_prob.shape)
         return found
 
-    def random_responsibilities(self, state: State) -> dict[str, Tensor]:
-        """Random probabilities of each enumerated site, laid out as its term is."""
-        found = {}
-        for term in self.terms(self.moments(state)).every:
-            if term.own_dim is not None:
-                shape = list(term.log_prob.shape)
-                plates = len(shape) - self.nesting
-                shape[:plates] = [1] * plates
-                shape[term.own_dim] = term.log_prob.shape[term.own_dim]
-                drawn = torch.rand(shape).to(term.log_prob)
-                found[term.name] = drawn / drawn.sum(term.own_dim, keepdim=True)
-        return found
-
     def conditionals(self, state: State) -> dict[str, Tensor]:
         """q of each enumerated site that no term ties to another one, ``[*plates, states]``."""
         moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
@@ -147,15 +134,32 @@ class Ascent:
         for term in terms.every:
             if term.own_dim is None or term.name in tied:
                 continue
-            joint = weights[term.group].movedim(term.own_dim, -1)
+            joint = weighing(weights)(term).movedim(term.own_dim, -1)
             joint = joint.reshape(joint.shape[joint.dim() - 1 - term.depth :])
             found[term.name] = joint / joint.sum(-1, keepdim=True)
+        return found
+
+    def counts(self, state: State) -> dict[str, Tensor]:
+        """How many elements q expects in each state of each enumerated site, ``[states]``."""
+        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
+        _, terms, weights = self._weighted(moments)
+        found = {}
+        for term in terms.every:
+            if term.own_dim is not None:
+                weight, mask = weighing(weights)(term), terms.trace.nodes[term.name]["mask"]
+                weight = weight if mask is None else weight * mask
+                found[term.name] = weight.movedim(term.own_dim, 0).flatten(1).sum(-1)
         return found
 
     def maximize(self, state: State, weights: Weights, parameters: Sequence[Tensor]) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.
 
         The weights are held (an M-step), so that the bound cannot fall.
+
+        Args:
+            state: of the factors.
+            weights: of all entries.
+            parameters: unconstrained; they are moved in place.
         """
         moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
         flat = torch.finfo(parameters[0].dtype).eps

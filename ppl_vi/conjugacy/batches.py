@@ -1,8 +1,8 @@
 """Natural-gradient ascent on minibatches: factors of rows are solved for, the others move a step.
 
-For a batch of B of N rows whose terms count N / B times, the best natural parameters of a global factor
-are an unbiased estimate of those on all rows, given the others, and the difference from the present ones
-is the natural gradient.
+Where the terms of a batch of B of N rows count N / B times, the best natural parameters of a global
+factor estimate those on all rows without bias, and the way there from the present ones is the natural
+gradient.
 
 Source: Hoffman, Blei, Wang and Paisley (2013).
 """
@@ -26,7 +26,9 @@ SPREAD = 0.3
 """Of the factor around the value that it starts at."""
 
 
-def local_sites(ascent: Ascent, sites: Mapping[str, LatentSite], plates: frozenset[str]) -> set[str]:
+def local_sites(
+    ascent: Ascent, sites: Mapping[str, LatentSite], plates: frozenset[str]
+) -> set[str]:
     """The factors inside the plates over the rows."""
     return {n for n in ascent.families if plates & {plate.name for plate in sites[n].plates}}
 
@@ -51,7 +53,9 @@ def on_rows(
     return replace(ascent, pair=pair, families=families, draws=draws, rows=rows)
 
 
-def solved(ascent: Ascent, held: State, local: set[str]) -> tuple[Tensor, dict[str, Tensors], Weights]:
+def solved(
+    ascent: Ascent, held: State, local: set[str]
+) -> tuple[Tensor, dict[str, Tensors], Weights]:
     """The bound, all factors and the weights, with the factors of rows at their optimum."""
     state = dict(held)
     state |= {name: ascent.families[name].start(ascent.draws[name], SPREAD) for name in local}

@@ -19,9 +19,18 @@ from ppl_vi.program.expected import (
     summed_out,
     weighted_sum,
 )
+from ppl_vi.program.features import features
 from ppl_vi.program.inspection import inspect
 from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
-from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide, unheard
+from ppl_vi.program.messengers import (
+    DataPlate,
+    Draw,
+    KeepFrozen,
+    StartingValues,
+    enumerated,
+    hide,
+    unheard,
+)
 from ppl_vi.program.posterior import (
     completed,
     deterministic_values,
@@ -65,6 +74,7 @@ __all__ = [
     "enumerated",
     "expanded_parameter",
     "expected_terms",
+    "features",
     "find_closed_forms",
     "find_data_plates",
     "find_dependencies",

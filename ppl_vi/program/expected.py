@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import innermost, plate_frames
 from ppl_vi.program.marginalization import marginal_factors
+from ppl_vi.program.messengers import Draw, DrawSites
 from ppl_vi.program.structure import Plate
 from ppl_vi.program.tracing import Pair, factor_sites, trace_model
 
@@ -27,7 +28,7 @@ Density = Callable[[str, Any, Any], Tensor]
 
 
 class LatentSite(NamedTuple):
-    """A latent of a model, as one plain run drew it.
+    """A latent of a model, as one run drew it.
 
     Attributes:
         name: of the site.
@@ -91,9 +92,9 @@ class Terms(NamedTuple):
     trace: Any
 
 
-def latents_of(pair: Pair) -> Latents:
-    """The latents and the parameters of a model, from one plain run."""
-    with warnings.catch_warnings():
+def latents_of(pair: Pair, draw: Draw) -> Latents:
+    """The latents and the parameters of a model, from one run in which a function draws the sites."""
+    with warnings.catch_warnings(), DrawSites(draw):
         warnings.filterwarnings("ignore", "Singular sample")  # torch says it of every Wishart draw
         trace = trace_model(pair, {})
     sites = factor_sites(trace)

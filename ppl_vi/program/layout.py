@@ -111,4 +111,4 @@ def expanded_parameter(distribution: Any, name: str) -> Tensor:
     elements = distribution.event_dim - base.event_dim
     shape = distribution.batch_shape + distribution.event_shape[:elements]
     tensor: Tensor = getattr(base, name)
-    return tensor.expand(*shape, *tensor.shape[len(base.batch_shape) :])
+    return tensor.expand([*shape, *tensor.shape[len(base.batch_shape) :]])

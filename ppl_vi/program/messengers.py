@@ -75,7 +75,11 @@ class MarkEnumerated(Messenger):
 
 
 class Enumeration(EnumMessenger):
-    """Pyro's parallel enumeration, made to run under ``torch.vmap``."""
+    """Pyro's parallel enumeration, made to run under ``torch.vmap`` and on values given beforehand."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        # Pyro passes over sites that have their value, though their density may be enumerated too.
+        super()._pyro_sample({**msg, "done": False, "is_observed": True} if msg["done"] else msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["value"] is not None:

@@ -35,6 +35,7 @@ SERIES = torch.tensor([-3.0, 0.0, 3.0]).double()[
     (integers(3, 40, 1) == 0).long().cumsum(0)[:, 0] % 3
 ] + 0.5 * normal(40)
 SYMBOLS = integers(4, 30)
+EFFECTS = torch.where(integers(2, 40, 1) == 0, -4.0, 4.0) + normal(40, 1) + normal(40, 3) / 2
 ONE = torch.tensor(1.0).double()
 
 
@@ -164,6 +165,15 @@ def dirichlet_process(x: Tensor, T: int = 6) -> None:
         pyro.sample("x", dist.Normal(mu[z], 1.0).to_event(1), obs=x)
 
 
+def grouped_effects(y: Tensor, K: int = 2) -> None:
+    with pyro.plate("components", K):
+        mu = pyro.sample("mu", dist.Normal(0 * ONE, 5.0))
+    with pyro.plate("subjects", y.shape[0]):
+        z = pyro.sample("z", dist.Categorical(torch.full((K,), 1 / K).to(y)))
+        effect = pyro.sample("effect", dist.Normal(mu[z], 1.0))
+        pyro.sample("y", dist.Normal(effect[:, None], 0.5 * ONE.expand(3)).to_event(1), obs=y)
+
+
 PROGRAMS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "textbook mixture": (textbook_mixture, (POINTS,)),
     "diagonal mixture": (diagonal_mixture, (POINTS,)),
@@ -178,5 +188,6 @@ PROGRAMS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "Gamma-Poisson": (rates, (GROUP, COUNTS)),
     "Bernoulli mixture": (bernoulli_mixture, (BITS,)),
     "Dirichlet process": (dirichlet_process, (POINTS,)),
+    "grouped effects": (grouped_effects, (EFFECTS,)),
 }
 CHAINS = ("Gaussian chain", "categorical chain")

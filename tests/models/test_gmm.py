@@ -7,8 +7,8 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_value
 
 from ppl_vi import DataError, ModelError, fit
+from ppl_vi.clusters import find_clusters
 from ppl_vi.models import BayesianGMM
-from ppl_vi.models.clusters import find_clusters
 from ppl_vi.program import Pair, completed, draw_plainly, hide, inspect
 from ppl_vi.program.run import run_guide, run_model
 from ppl_vi.registry import GuideStart, guide_builder

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vi.compilation import Captured, capture
 from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, analyse
 from ppl_vi.errors import CompileError, GuideError
-from ppl_vi.program import Pair
+from ppl_vi.program import Pair, counted
 from ppl_vi.registry import register_swept_guide
 
 _SPREAD = 0.3
@@ -163,6 +163,8 @@ class CAVIGuide(torch.nn.Module):
             with ExitStack() as stack:
                 for plate in self._sites[name].plates:
                     stack.enter_context(made[plate.name])
+                if name in self._discrete:  # its entropy counts as often as its prior
+                    stack.enter_context(counted(self._sites[name].times))
                 drawn[name] = pyro.sample(name, factor)
         return drawn
 

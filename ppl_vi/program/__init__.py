@@ -21,7 +21,15 @@ from ppl_vi.program.expected import (
 )
 from ppl_vi.program.inspection import inspect
 from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
-from ppl_vi.program.messengers import DataPlate, Draw, KeepFrozen, StartingValues, enumerated, hide
+from ppl_vi.program.messengers import (
+    DataPlate,
+    Draw,
+    KeepFrozen,
+    StartingValues,
+    counted,
+    enumerated,
+    hide,
+)
 from ppl_vi.program.posterior import (
     completed,
     deterministic_values,
@@ -58,6 +66,7 @@ __all__ = [
     "Terms",
     "align",
     "completed",
+    "counted",
     "deterministic_values",
     "draw_latents",
     "draw_plainly",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class LatentSite(NamedTuple):
         event_dim: how many of its dimensions are the event.
         plates: around it, outermost dimension first.
         enumerable: whether it is discrete, with finite support.
+        times: how often it counts, by ``poutine.scale``; scales of its plates are left out.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LatentSite(NamedTuple):
     event_dim: int
     plates: tuple[Plate, ...]
     enumerable: bool
+    times: Tensor | float
 
 
 class Latents(NamedTuple):
@@ -99,6 +102,7 @@ def latents_of(pair: Pair) -> Latents:
             site["fn"].event_dim,
             tuple(Plate(f.name, f.dim, f.size, f.full_size) for f in plate_frames(site)),
             bool(site["fn"].has_enumerate_support),
+            site["scale"] / math.prod((f.full_size or f.size) / f.size for f in plate_frames(site)),
         )
         for name, site in sites.items()
         if not site["is_observed"]

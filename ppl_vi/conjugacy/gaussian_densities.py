@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
+    certain,
     density,
     gaussian,
     lost,
@@ -40,6 +42,21 @@ def _normal(distribution: Any, value: Any, events: int) -> Tensor:
     difference = y.plus(m, times=-1.0)
     squares = difference.mean.square() + difference.variance
     return summed(constant - 0.5 * tau * squares, distribution, events)
+
+
+@density("LogNormal")
+def _log_normal(distribution: Any, value: Any, events: int) -> Tensor:
+    """That of a Normal at log v, less log v."""
+    log = certain(value, "value").log()
+    return _normal(distribution.base_dist, log, events) - summed(log, distribution, events)
+
+
+@density("HalfNormal")
+def _half_normal(distribution: Any, value: Any, events: int) -> Tensor:
+    """That of a Normal, and log 2."""
+    v = certain(value, "value")
+    doubled = summed(torch.full_like(v, math.log(2.0)), distribution, events)
+    return _normal(distribution.base_dist, v, events) + doubled
 
 
 @density("MultivariateNormal")

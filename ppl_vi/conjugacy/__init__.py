@@ -7,17 +7,30 @@ from ppl_vi.conjugacy import positive_families as positive_families
 from ppl_vi.conjugacy import wishart_family as wishart_family
 from ppl_vi.conjugacy.analysis import analyse
 from ppl_vi.conjugacy.ascent import Ascent
-from ppl_vi.conjugacy.families import Family, Tensors
+from ppl_vi.conjugacy.densities import certain, density, gaussian, mean_of, positive, summed
+from ppl_vi.conjugacy.families import Family, Tensors, family
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
-from ppl_vi.conjugacy.values import NotConjugateError
+from ppl_vi.conjugacy.values import MOVES, Law, NotConjugateError, Operation, Uncertain, rule
 from ppl_vi.program import LatentSite
 
 __all__ = [
+    "MOVES",
     "Ascent",
     "Family",
     "GaussianFamily",
     "LatentSite",
+    "Law",
     "NotConjugateError",
+    "Operation",
     "Tensors",
+    "Uncertain",
     "analyse",
+    "certain",
+    "density",
+    "family",
+    "gaussian",
+    "mean_of",
+    "positive",
+    "rule",
+    "summed",
 ]

@@ -89,7 +89,9 @@ CASES = {
     "Exponential": gamma(lambda g: dist.Exponential(2 * g), POSITIVES, 4, lambda x: 2 * x.sum()),
     "Poisson": gamma(lambda g: dist.Poisson(3 * g), COUNTS, 6, lambda x: 12.0),
     "Gamma": gamma(lambda g: dist.Gamma(1.5, g), POSITIVES, 6, lambda x: x.sum()),
-    "InverseGamma": gamma(lambda g: dist.InverseGamma(1.5, g), POSITIVES, 6, lambda x: (1 / x).sum()),
+    "InverseGamma": gamma(
+        lambda g: dist.InverseGamma(1.5, g), POSITIVES, 6, lambda x: (1 / x).sum()
+    ),
     "Pareto": gamma(lambda g: dist.Pareto(0.5, g), POSITIVES, 4, lambda x: (x / 0.5).log().sum()),
     "Laplace": gamma(lambda g: dist.Laplace(0.2, 1 / g), REALS, 4, lambda x: (x - 0.2).abs().sum()),
     "Normal, precision": gamma(

@@ -1,6 +1,6 @@
-"""Every conjugate likelihood: one sweep gives the posterior of the textbooks, and the bound is log p(x)."""
+"""Every conjugate likelihood: one sweep gives the exact posterior, and the bound is log p(x)."""
 
-# ruff: noqa: N806 (the names of the equations)
+# ruff: noqa: N803, N806 (the names of the equations)
 
 from __future__ import annotations
 

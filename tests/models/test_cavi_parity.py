@@ -7,8 +7,8 @@ they started, with the standard error of that mean.
 
 4 standard errors throughout. Steps are small, so that what curvature adds to a run's mean is less than
 its standard error. Logits of rows where some state has less than 2% are left out: a few thousand draws
-do not tell their gradient. By chance one of the mixture's some 100 parameters would be further off in 0.6%
-of seeds (gradients) and 2.5% (40 runs); the seeds are fixed.
+do not tell their gradient. By chance one of the mixture's some 100 parameters would be further off in
+0.6% of seeds (gradients) and 2.5% (40 runs); the seeds are fixed.
 """
 
 from __future__ import annotations

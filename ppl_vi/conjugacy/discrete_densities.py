@@ -67,7 +67,7 @@ def _binomial(distribution: Any, value: Any, events: int) -> Tensor:
 def _geometric(distribution: Any, value: Any, events: int) -> Tensor:
     """E log p + v E log(1 - p), of v failures before the first success."""
     v = certain(value, "value")
-    return _trials(distribution, torch.ones_like(v), v + 1, events)
+    return _trials(distribution, v.new_ones(v.shape), v + 1, events)
 
 
 @density("NegativeBinomial")

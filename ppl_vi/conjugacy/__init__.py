@@ -4,6 +4,7 @@ from ppl_vi.conjugacy import discrete_densities as discrete_densities
 from ppl_vi.conjugacy import gaussian_densities as gaussian_densities
 from ppl_vi.conjugacy import positive_densities as positive_densities
 from ppl_vi.conjugacy import positive_families as positive_families
+from ppl_vi.conjugacy import transformed_densities as transformed_densities
 from ppl_vi.conjugacy import wishart_family as wishart_family
 from ppl_vi.conjugacy.analysis import analyse
 from ppl_vi.conjugacy.ascent import Ascent

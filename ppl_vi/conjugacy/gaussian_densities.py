@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
-    certain,
     density,
     gaussian,
     lost,
@@ -63,21 +62,6 @@ def _multivariate_normal(distribution: Any, value: Any, events: int) -> Tensor:
     difference = y.plus(m, times=-1.0)
     second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2) + difference.covariance
     return summed(constant - 0.5 * (precision * second).sum((-2, -1)), distribution, events)
-
-
-@density("LogNormal")
-def _log_normal(distribution: Any, value: Any, events: int) -> Tensor:
-    """That of a Normal at log v, less log v."""
-    log = certain(value, "value").log()
-    return _normal(distribution.base_dist, log, events) - summed(log, distribution, events)
-
-
-@density("HalfNormal")
-def _half_normal(distribution: Any, value: Any, events: int) -> Tensor:
-    """That of a Normal, and log 2."""
-    v = certain(value, "value")
-    doubled = summed(v.new_full(v.shape, math.log(2.0)), distribution, events)
-    return _normal(distribution.base_dist, v, events) + doubled
 
 
 def _precision_matrix(distribution: Any) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,8 @@ class ConjugateGMM:
         spread: the prior's guess of the standard deviation within components in the data's unit; by
             default 0.3 of the data's own. It counts as two rows do, so a small guess does no harm.
 
-    Data are ``[N, D]`` floating-point.
+    Data are ``[N, D]`` floating-point. Priors that look at the data look at those at hand: with
+    ``batch_size`` at each batch, which matters little, and not at all to given ``tau`` and ``spread``.
 
     Raises:
         ModelError: an option is none of these.

@@ -44,6 +44,9 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+SLOW_TO_SETTLE = ("symbol chains", "diagonal process")
+
+
 @cache
 def fitted(name: str) -> Any:
     model, arguments, _ = shipped.case(name)
@@ -51,7 +54,7 @@ def fitted(name: str) -> Any:
         model,
         "cavi",
         arguments,
-        steps=100 if name == "symbol chains" else 60,
+        steps=200 if name in SLOW_TO_SETTLE else 60,
         seed=0,
         progress=False,
     )

@@ -26,7 +26,7 @@ from ppl_vi.conjugacy import (
 from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.errors import GuideError, ModelError
-from ppl_vi.program import Pair, latents_of, unheard
+from ppl_vi.program import Pair, counted, latents_of, unheard
 from ppl_vi.registry import register_swept_guide
 
 _ONE_ELEMENT = 1.0
@@ -296,6 +296,8 @@ class CAVIGuide(torch.nn.Module):
             with ExitStack() as stack:
                 for plate in sites[name].plates:
                     stack.enter_context(plates[plate.name])
+                if name not in ascent.families:  # its entropy counts as often as its prior
+                    stack.enter_context(counted(sites[name].times))
                 drawn[name] = pyro.sample(name, factor)
         return drawn
 

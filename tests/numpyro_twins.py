@@ -123,3 +123,81 @@ def pathwise_dirichlet(alpha: Any, at: np.ndarray, value: np.ndarray) -> Any:
     moved = -slope / (2 * step) / beta.pdf(value, at, rest) / (1 - value)
     jacobian = moved[:, None, :] * (np.eye(len(at)) - value[:, :, None])
     return value + jacobian @ (alpha - at)
+
+
+def conjugate_gmm(
+    num_components: int, concentration: float, center: Any, tau: Any, spread: Any
+) -> Program:
+    """The twin of ``ConjugateGMM`` with diagonal precisions."""
+
+    def model(data: Any) -> None:
+        pi = numpyro.sample("pi", dist.Dirichlet(jnp.full(num_components, concentration)))
+        with numpyro.plate("component", num_components):
+            mu = numpyro.sample("mu", dist.Normal(center, tau).to_event(1))
+            prior = dist.Gamma(jnp.ones_like(spread), spread**2).to_event(1)
+            precision = numpyro.sample("precision", prior)
+        with numpyro.plate("data", len(data)):
+            z = numpyro.sample("z", dist.Categorical(probs=pi))
+            component = dist.Normal(mu[z], precision[z] ** -0.5).to_event(1)
+            numpyro.sample("x", component, obs=data)
+
+    return model
+
+
+def conjugate_gmm_guide(start: Mapping[str, Any]) -> Program:
+    """Independent factors of the twin of ``ConjugateGMM``, z included, at parameters by name."""
+
+    def guide(data: Any) -> None:
+        size = len(start["pi"])
+        numpyro.sample("pi", dist.Dirichlet(positive("pi", start)))
+        loc = free("loc", start)
+        with numpyro.plate("component", size):
+            numpyro.sample("mu", dist.Normal(loc, positive("scale", start)).to_event(1))
+            shape, rate = positive("shape", start), positive("rate", start)
+            numpyro.sample("precision", dist.Gamma(shape, rate).to_event(1))
+        logits = free("logits", start)
+        with numpyro.plate("data", len(data)):
+            numpyro.sample("z", dist.Categorical(logits=logits))
+
+    return guide
+
+
+def linear_regression(shape: float, rate: float, spread: float) -> Program:
+    """The twin of ``BayesianLinearRegression`` with relevances."""
+
+    def model(data: Any) -> None:
+        x, y = data
+        tau = numpyro.sample("tau", dist.Gamma(shape, rate))
+        prior = dist.Gamma(shape * jnp.ones(x.shape[1]), rate).to_event(1)
+        alpha = numpyro.sample("alpha", prior)
+        w = numpyro.sample("w", dist.Normal(0.0, alpha**-0.5).to_event(1))
+        b = numpyro.sample("b", dist.Normal(0.0, spread))
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", dist.Normal(x @ w + b, tau**-0.5), obs=y)
+
+    return model
+
+
+def linear_regression_guide(start: Mapping[str, Any]) -> Program:
+    """Independent factors of the twin of ``BayesianLinearRegression``, at parameters by name."""
+
+    def guide(data: Any) -> None:
+        numpyro.sample("tau", dist.Gamma(positive("tau_shape", start), positive("tau_rate", start)))
+        alpha = dist.Gamma(positive("alpha_shape", start), positive("alpha_rate", start))
+        numpyro.sample("alpha", alpha.to_event(1))
+        tril = free("tril", start, constraints.lower_cholesky)
+        loc = free("loc", start)
+        numpyro.sample("w", dist.MultivariateNormal(loc, scale_tril=tril))
+        numpyro.sample("b", dist.Normal(free("b", start), positive("b_scale", start)))
+
+    return guide
+
+
+def free(name: str, start: Mapping[str, Any], constraint: Any = constraints.real) -> Any:
+    """A parameter of a guide, ``q_name``."""
+    return numpyro.param(f"q_{name}", start[name], constraint=constraint)
+
+
+def positive(name: str, start: Mapping[str, Any]) -> Any:
+    """A positive parameter of a guide."""
+    return free(name, start, constraints.positive)

@@ -4,26 +4,49 @@ from ppl_vi.conjugacy import discrete_densities as discrete_densities
 from ppl_vi.conjugacy import gaussian_densities as gaussian_densities
 from ppl_vi.conjugacy import positive_densities as positive_densities
 from ppl_vi.conjugacy import positive_families as positive_families
+from ppl_vi.conjugacy import transformed_densities as transformed_densities
 from ppl_vi.conjugacy import wishart_family as wishart_family
 from ppl_vi.conjugacy.analysis import analyse
 from ppl_vi.conjugacy.ascent import Ascent, Weights
-from ppl_vi.conjugacy.families import Family, Tensors
+from ppl_vi.conjugacy.densities import certain, density, gaussian, mean_of, positive, summed
+from ppl_vi.conjugacy.families import Family, Tensors, family
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
 from ppl_vi.conjugacy.starts import start
-from ppl_vi.conjugacy.values import NotConjugateError
+from ppl_vi.conjugacy.values import (
+    MOVES,
+    SPREADS,
+    Law,
+    NotConjugateError,
+    Operation,
+    Uncertain,
+    rule,
+)
 from ppl_vi.program import LatentSite
 
 __all__ = [
+    "MOVES",
+    "SPREADS",
     "Ascent",
     "Family",
     "GaussianFamily",
     "Kind",
     "LatentSite",
+    "Law",
     "NotConjugateError",
+    "Operation",
     "Tensors",
+    "Uncertain",
     "Weights",
     "analyse",
+    "certain",
+    "density",
+    "family",
+    "gaussian",
     "kinds_of",
+    "mean_of",
+    "positive",
+    "rule",
     "start",
+    "summed",
 ]

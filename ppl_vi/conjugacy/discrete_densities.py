@@ -62,6 +62,21 @@ def _binomial(distribution: Any, value: Any, events: int) -> Tensor:
     return _trials(distribution, v, n, events) + summed(coefficient, distribution, events)
 
 
+@density("Geometric")
+def _geometric(distribution: Any, value: Any, events: int) -> Tensor:
+    """E log p + v E log(1 - p), of v failures before the first success."""
+    v = certain(value, "value")
+    return _trials(distribution, v.new_ones(v.shape), v + 1, events)
+
+
+@density("NegativeBinomial")
+def _negative_binomial(distribution: Any, value: Any, events: int) -> Tensor:
+    """log (v + r - 1 over v) + v E log p + r E log(1 - p), of v successes before r failures."""
+    v, r = certain(value, "value"), certain(distribution.total_count, "total_count")
+    coefficient = (v + r).lgamma() - (v + 1).lgamma() - r.lgamma()
+    return _trials(distribution, v, v + r, events) + summed(coefficient, distribution, events)
+
+
 def _trials(distribution: Any, v: Tensor, n: Tensor | float, events: int) -> Tensor:
     p = positive(distribution.probs, "probs").compact()
     rest: Tensor = needed(p.log_complement, "probs", "a Beta latent, or one minus it")

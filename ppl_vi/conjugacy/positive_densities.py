@@ -36,6 +36,24 @@ def _exponential(distribution: Any, value: Any, events: int) -> Tensor:
     return summed(b.log - mean_of(b, "rate") * mean_of(v, "value"), distribution, events)
 
 
+@density("Pareto")
+def _pareto(distribution: Any, value: Any, events: int) -> Tensor:
+    """E log α - E α log(v / s) - log v."""
+    v, s = certain(value, "value"), certain(distribution.scale, "scale")
+    alpha = positive(distribution.alpha, "alpha").compact()
+    linear = mean_of(alpha, "alpha") * (v / s).log()
+    return summed(alpha.log - linear - v.log(), distribution, events)
+
+
+@density("Laplace")
+def _laplace(distribution: Any, value: Any, events: int) -> Tensor:
+    """E log b - log 2 - E b |v - m|, with b = 1 / scale."""
+    v, m = certain(value, "value"), certain(distribution.loc, "loc")
+    b = positive(distribution.scale, "scale").compact().to_the(-1.0)
+    linear = mean_of(b, "rate (1 / scale)") * (v - m).abs()
+    return summed(b.log - math.log(2.0) - linear, distribution, events)
+
+
 @density("InverseGamma")
 def _inverse_gamma(distribution: Any, value: Any, events: int) -> Tensor:
     """a E log b - log Γ(a) - (a + 1) E log v - E b E 1/v."""

@@ -13,6 +13,9 @@ from ppl_vi.conjugacy.families import Family, Tensors, family
 from ppl_vi.conjugacy.positive import Positive, Power
 from ppl_vi.conjugacy.values import Law
 
+_EDGE = 1e-3
+"""How near to 0 and 1 probabilities start: draws of a sparse prior may be 0 itself."""
+
 
 @family("Gamma", "Exponential", "Chi2")
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class BetaFamily(Family):
         return dist.Beta(natural[0] + 1, natural[1] + 1).to_event(self.event_dim)
 
     def start(self, value: Tensor, spread: float) -> Tensors:
-        total = spread**-2
+        total, value = spread**-2, value.clamp(_EDGE, 1 - _EDGE)
         return total * value - 1, total * (1 - value) - 1
 
 
@@ -98,4 +101,4 @@ class DirichletFamily(Family):
         return dist.Dirichlet(natural[0] + 1).to_event(self.event_dim - 1)
 
     def start(self, value: Tensor, spread: float) -> Tensors:
-        return (value * spread**-2 - 1,)
+        return (value.clamp(min=_EDGE) * spread**-2 - 1,)

@@ -6,22 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.families import Family, Tensors, family
 from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
 from ppl_vi.conjugacy.values import Law
-
-
-class Wishart(dist.Wishart):
-    """Wishart; torch's own takes every draw for singular, warns, and draws again."""
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """``[*sample_shape, *batch, D, D]``, by Bartlett's decomposition."""
-        drawn: Tensor = self._bartlett_sampling(torch.Size(sample_shape))
-        return drawn
+from ppl_vi.distributions import Wishart
 
 
 @family("Wishart")
@@ -53,7 +44,7 @@ class WishartFamily(Family):
         freedom, inverse_scale = self._usual(natural)
         log, _ = self.moments(natural)
         dimension = inverse_scale.shape[-1]
-        log_scale = -torch.logdet(inverse_scale)
+        log_scale = -inverse_of(torch.linalg.cholesky(inverse_scale))[1]
         normalizer: Tensor = torch.special.multigammaln(freedom / 2, dimension)
         total = 0.5 * freedom * (dimension * (1 + math.log(2.0)) + log_scale)
         return total - 0.5 * (freedom - dimension - 1) * log + normalizer

@@ -37,6 +37,7 @@ class LatentSite(NamedTuple):
         event_dim: how many of its dimensions are the event.
         plates: around it, outermost dimension first.
         enumerable: whether it is discrete, with finite support.
+        times: how often it counts, by ``poutine.scale``; scales of its plates are left out.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LatentSite(NamedTuple):
     event_dim: int
     plates: tuple[Plate, ...]
     enumerable: bool
+    times: Tensor | float
 
 
 class Latents(NamedTuple):
@@ -107,6 +109,7 @@ def latents_of(pair: Pair, draw: Draw) -> Latents:
             site["fn"].event_dim,
             tuple(Plate(f.name, f.dim, f.size, f.full_size) for f in plate_frames(site)),
             bool(site["fn"].has_enumerate_support),
+            site["scale"] / math.prod((f.full_size or f.size) / f.size for f in plate_frames(site)),
         )
         for name, site in sites.items()
         if not site["is_observed"]

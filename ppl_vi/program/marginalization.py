@@ -14,6 +14,7 @@ import torch
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import PARTICLES, select_dims
@@ -168,5 +169,6 @@ def _quoted(names: Iterable[str]) -> str:
 def _equal(scale: Any, other: Any) -> bool:
     if not isinstance(scale, Tensor) and not isinstance(other, Tensor):
         return bool(scale == other)
-    wide = [torch.as_tensor(s, dtype=torch.float64) for s in (scale, other)]
-    return scale is other or torch.equal(*wide)
+    with _disable_current_modes():  # a capture keeps the answer, as it does that for numbers
+        wide = [torch.as_tensor(s, dtype=torch.float64) for s in (scale, other)]
+        return scale is other or torch.equal(*wide)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyro
@@ -19,6 +19,16 @@ from ppl_vi.errors import DataError, GuideError, ModelError
 
 Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
+
+
+def counted(times: Tensor | float) -> AbstractContextManager[Any]:
+    """Sites within it count as many times as this says: Pyro's ``poutine.scale``.
+
+    Args:
+        times: a number, or one for each element of the sites' plates.
+    """
+    scale: AbstractContextManager[Any] = poutine.scale(scale=times)
+    return scale
 
 
 @contextmanager

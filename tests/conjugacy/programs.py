@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vi.models import BernoulliMixture, CategoricalHMM, GammaPoisson, HierarchicalNormal
+
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -115,43 +117,6 @@ def gaussian_chain(y: Tensor, K: int = 3) -> None:
         pyro.sample(f"y_{t}", dist.Normal(mu[z], tau[z].rsqrt()), obs=y[t])
 
 
-def categorical_chain(y: Tensor, K: int = 2) -> None:
-    with pyro.plate("states", K):
-        transition = pyro.sample("transition", dist.Dirichlet(torch.ones(K).double()))
-        emission = pyro.sample("emission", dist.Dirichlet(torch.ones(4).double()))
-    z: Any = torch.tensor(0)
-    for t in pyro.markov(range(len(y))):
-        z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
-        pyro.sample(f"y_{t}", dist.Categorical(emission[z]), obs=y[t])
-
-
-def hierarchy(group: Tensor, y: Tensor) -> None:
-    m = pyro.sample("m", dist.Normal(0 * ONE, 10.0))
-    between = pyro.sample("between", dist.Gamma(ONE, 1.0))
-    within = pyro.sample("within", dist.Gamma(ONE, 1.0))
-    with pyro.plate("groups", 8):
-        a = pyro.sample("a", dist.Normal(m, between.rsqrt()))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(a[group], within.rsqrt()), obs=y)
-
-
-def rates(group: Tensor, counts: Tensor) -> None:
-    b = pyro.sample("b", dist.Gamma(ONE, 1.0))
-    with pyro.plate("groups", 8):
-        rate = pyro.sample("rate", dist.Gamma(2.0 * ONE, b))
-    with pyro.plate("data", len(counts)):
-        pyro.sample("counts", dist.Poisson(2.0 * rate[group]), obs=counts)
-
-
-def bernoulli_mixture(x: Tensor, K: int = 2) -> None:
-    pi = pyro.sample("pi", dist.Dirichlet(torch.ones(K).to(x)))
-    with pyro.plate("components", K):
-        p = pyro.sample("p", dist.Beta(torch.ones(6).to(x), torch.ones(6).to(x)).to_event(1))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(pi))
-        pyro.sample("x", dist.Bernoulli(p[z]).to_event(1), obs=x)
-
-
 def dirichlet_process(x: Tensor, T: int = 6) -> None:
     with pyro.plate("sticks", T - 1):
         v = pyro.sample("v", dist.Beta(ONE, 1.0))
@@ -183,10 +148,10 @@ PROGRAMS: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "factor analysis": (factor_analysis, (TABLE,)),
     "topics": (topics, (DOCUMENT, WORD)),
     "Gaussian chain": (gaussian_chain, (SERIES,)),
-    "categorical chain": (categorical_chain, (SYMBOLS,)),
-    "hierarchy": (hierarchy, (GROUP, MEASURED)),
-    "Gamma-Poisson": (rates, (GROUP, COUNTS)),
-    "Bernoulli mixture": (bernoulli_mixture, (BITS,)),
+    "categorical chain": (CategoricalHMM(2, 4), (SYMBOLS,)),
+    "hierarchy": (HierarchicalNormal(8), (GROUP, MEASURED)),
+    "Gamma-Poisson": (GammaPoisson(8), (GROUP, COUNTS)),
+    "Bernoulli mixture": (BernoulliMixture(2), (BITS,)),
     "Dirichlet process": (dirichlet_process, (POINTS,)),
     "grouped effects": (grouped_effects, (EFFECTS,)),
 }

@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from ppl_vi import Renyi, fit
+from ppl_vi import RenyiELBO, fit
 from ppl_vi.errors import CompileError, ModelError
 from ppl_vi.guides import CAVIGuide
 from ppl_vi.stopping import StopReason
@@ -391,7 +391,7 @@ def test_what_is_not_conjugate_is_refused(model: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"objective": Renyi(alpha=0.5)}, "objective"),
+        ({"objective": RenyiELBO(alpha=0.5, num_particles=2)}, "objective"),
         ({"optimizer": torch.optim.Adam}, "optimizer"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compilation import Captured, capture
-from ppl_vi.conjugacy import Ascent, GaussianFamily, LatentSite, Tensors, analyse
+from ppl_vi.conjugacy import Ascent, Family, GaussianFamily, LatentSite, Tensors, analyse
 from ppl_vi.errors import CompileError, GuideError
 from ppl_vi.program import Pair
 from ppl_vi.registry import register_swept_guide
@@ -56,8 +56,9 @@ class CAVIGuide(torch.nn.Module):
     Source: Bishop (2006), chapter 10; Winn and Bishop (2005); Blei, Kucukelbir and McAuliffe (2017).
     """
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(self, model: Callable[..., Any], structured: bool = False) -> None:
         super().__init__()
+        self._structured = structured
         self._model = (model,)  # in a tuple: a model that is a module is no part of the guide
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
@@ -79,13 +80,15 @@ class CAVIGuide(torch.nn.Module):
         Raises:
             ModelError: a site is not conjugate.
         """
-        ascent, latents = analyse(Pair(self._model[0], self._model[0], args, kwargs))
+        ascent, latents = analyse(
+            Pair(self._model[0], self._model[0], args, kwargs), self._structured
+        )
         self._captured = None
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
         start = {**ascent.draws, **{n: v.detach() for n, v in values.items() if n in ascent.draws}}
-        state = {n: f.start(start[n], _SPREAD) for n, f in ascent.families.items()}
+        state = ascent.around(start, _SPREAD)
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
             state = ascent.from_responsibilities(state, ascent.random_responsibilities(state))
         self._buffers_of = {
@@ -134,36 +137,53 @@ class CAVIGuide(torch.nn.Module):
         latents that are tied to other discrete ones (a Markov chain) are left out.
         """
         ascent, state = self._begun(), self._state()
-        found = {name: f.distribution(state[name]) for name, f in ascent.families.items()}
+        found = {}
+        for name, family in ascent.families.items():
+            found |= family.distributions(state[name])
+        return {**found, **self._discrete_factors()}
+
+    def _discrete_factors(self) -> dict[str, Any]:
+        found = {}
         for number, name in enumerate(self._discrete):
             probabilities = self.get_buffer(f"states_{number}")
-            if self._sites[name].prior == "Bernoulli":
-                found[name] = dist.Bernoulli(probs=probabilities[..., 1])
-            else:
-                found[name] = dist.Categorical(probs=probabilities)
+            bernoulli = self._sites[name].prior == "Bernoulli"
+            found[name] = (
+                dist.Bernoulli(probs=probabilities[..., 1])
+                if bernoulli
+                else dist.Categorical(probs=probabilities)
+            )
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent, inside the plates of the model."""
         if self._ascent is None:
             self.begin(args, kwargs, {})
-        factors, families = self.factors(), self._begun().families
+        ascent, state = self._begun(), self._state()
         plates = {p.name: p for site in self._sites.values() for p in site.plates}
         made = {name: pyro.plate(name, p.size, dim=p.dim) for name, p in plates.items()}
-        drawn = {}
-        for name, factor in factors.items():
-            family = families.get(name)
-            if isinstance(family, GaussianFamily) and family.jointly:
-                vectors = pyro.sample(
-                    f"{name}_jointly",
-                    factor.to_event(len(factor.batch_shape)),
-                    infer={"is_auxiliary": True},
-                )
-                factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
+        drawn: dict[str, Tensor] = {}
+
+        def draw(name: str, factor: Any) -> Tensor:
             with ExitStack() as stack:
                 for plate in self._sites[name].plates:
                     stack.enter_context(made[plate.name])
                 drawn[name] = pyro.sample(name, factor)
+            return drawn[name]
+
+        def draw_family(family: Family, factor: Any) -> Tensor:
+            if isinstance(family, GaussianFamily) and family.jointly:
+                vectors = pyro.sample(
+                    f"{family.site}_jointly",
+                    factor.to_event(len(factor.batch_shape)),
+                    infer={"is_auxiliary": True},
+                )
+                factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
+            return draw(family.site, factor)
+
+        for name, own in ascent.families.items():
+            own.draw(state[name], draw_family)
+        for name, factor in self._discrete_factors().items():
+            draw(name, factor)
         return drawn
 
     def _swept(self) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ Source: Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013), section 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import expected_log_density
-from ppl_vi.conjugacy.families import Family, Tensors
-from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
+from ppl_vi.conjugacy.families import Factor, Tensors
+from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
 from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
 
 _MOST_ITERATIONS = 100
@@ -33,7 +33,7 @@ class Ascent:
 
     Attributes:
         pair: the model and its arguments.
-        families: by site.
+        families: of the factors of q, each by its first site.
         draws: of the sites, for shapes and for Python code that looks at them.
         enumerated: names of discrete latents.
         nesting: how many plates the model has within each other.
@@ -41,7 +41,7 @@ class Ascent:
     """
 
     pair: Pair
-    families: Mapping[str, Family]
+    families: Mapping[str, Factor]
     draws: Mapping[str, Tensor]
     enumerated: tuple[str, ...]
     nesting: int
@@ -49,11 +49,28 @@ class Ascent:
 
     def terms(self, moments: State, tilts: dict[str, Tensor] | None = None) -> Terms:
         """The expected log-density of each site, given the mean parameters of each factor."""
-        values = {
-            name: Uncertain.of(self.draws[name], family.law(moments[name]))
-            for name, family in self.families.items()
-        }
-        return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, tilts)
+        return self.terms_of(self.laws(moments), tilts)
+
+    def laws(self, moments: State) -> dict[str, Law]:
+        """The law of each site, given the mean parameters of each factor."""
+        own = (factor.laws(moments[name]) for name, factor in self.families.items())
+        return {site: law for laws in own for site, law in laws.items()}
+
+    def terms_of(
+        self,
+        laws: Mapping[str, Law],
+        tilts: dict[str, Tensor] | None = None,
+        density: Callable[[str, Any, Any], Tensor] | None = None,
+    ) -> Terms:
+        """The expected log-density of each site, or another function of it, given the sites' laws."""
+        values = {site: Uncertain.of(self.draws[site], law) for site, law in laws.items()}
+        return expected_terms(
+            self.pair, values, self.enumerated, self.nesting, density or _density, tilts
+        )
+
+    def around(self, values: Mapping[str, Tensor], spread: float) -> dict[str, Tensors]:
+        """The natural parameters of factors around values of all sites."""
+        return {name: factor.starts(values, spread) for name, factor in self.families.items()}
 
     def moments(self, state: State) -> dict[str, Tensors]:
         """The mean parameters, as leaves that gradients are taken in."""

@@ -24,6 +24,30 @@ from ppl_vi.conjugacy.values import MOVES, Law, Operation, Uncertain, Unknown, r
 Sites = tuple[str, ...]
 
 
+class Carried(str):
+    """A Gaussian latent whose noise is divided by the root of another latent, its precision.
+
+    Its coefficients in a value are those of ε / √τ, or, of a matrix Λ, of Λ^(-1/2) ε.
+
+    Attributes:
+        by: the site of τ or Λ.
+    """
+
+    by: str
+
+    @classmethod
+    def of(cls, site: str, by: str) -> Carried:
+        """The latent of this name, carried by another."""
+        made = cls(site)
+        made.by = by
+        return made
+
+
+def carriers(sites: Sites) -> Sites:
+    """The latents that carry a product of noises, each as often as it does."""
+    return tuple(site.by for site in sites if isinstance(site, Carried))
+
+
 class Multilinear(Law):
     """A value that is multilinear in independent Gaussian latents.
 
@@ -49,19 +73,30 @@ class Multilinear(Law):
 
     @property
     def variance(self) -> Tensor:
-        """``[*shape]``, Var v."""
-        return sum(
-            (p.square().sum(tuple(range(len(s)))) for s, p in self.parts.items() if s),
-            torch.zeros_like(self.mean),
-        )
+        """``[*shape]``, Var v, without what is carried."""
+        return self._squares.get((), torch.zeros_like(self.mean))
+
+    @property
+    def carried(self) -> dict[Sites, Tensor]:
+        """``[*shape]``, the squares of the coefficients that are carried, by the latents that do."""
+        return {by: squares for by, squares in self._squares.items() if by}
+
+    @property
+    def _squares(self) -> dict[Sites, Tensor]:
+        found: dict[Sites, Tensor] = {}
+        for sites, part in self.parts.items():
+            if sites:
+                own, by = part.square().sum(tuple(range(len(sites)))), carriers(sites)
+                found[by] = found[by] + own if by in found else own
+        return found
 
     @property
     def covariance(self) -> Tensor:
-        """``[*shape, last]``, the covariance of the entries of the last dimension."""
+        """``[*shape, last]``, the covariance of the entries of the last dimension, likewise."""
         rows = self.mean.unsqueeze(-1)
         total = torch.zeros_like(rows * rows.mT)
         for sites, part in self.parts.items():
-            if sites:
+            if sites and not carriers(sites):
                 columns = part.flatten(0, len(sites) - 1).movedim(0, -1)
                 total = total + columns @ columns.mT
         return total

@@ -30,7 +30,7 @@ class WishartFamily(Family):
     """Wishart: natural parameters (n - D - 1) / 2 and -S⁻¹ / 2, mean parameters E log |V| and E V."""
 
     def moments(self, natural: Tensors) -> Tensors:
-        freedom, inverse_scale = self._usual(natural)
+        freedom, inverse_scale = self.usual(natural)
         scale, log_inverse = inverse_of(torch.linalg.cholesky(inverse_scale))
         dimension = scale.shape[-1]
         halves = 0.5 * (freedom.unsqueeze(-1) - torch.arange(dimension).to(freedom))
@@ -38,14 +38,15 @@ class WishartFamily(Family):
         return log, freedom[..., None, None] * scale
 
     def law(self, moments: Tensors) -> Law:
-        return PositiveDefinite(moments[1], moments[0])
+        log, mean = moments
+        return PositiveDefinite(mean, log, {self.site: torch.ones_like(log)})
 
     def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
         of_log, of_mean = gradients
         return of_log, 0.5 * (of_mean + of_mean.mT)
 
     def distribution(self, natural: Tensors) -> Any:
-        freedom, inverse_scale = self._usual(natural)
+        freedom, inverse_scale = self.usual(natural)
         return Wishart(freedom, precision_matrix=inverse_scale).to_event(self.event_dim - 2)
 
     def start(self, value: Tensor, spread: float) -> Tensors:
@@ -54,7 +55,11 @@ class WishartFamily(Family):
         inverse_scale = torch.linalg.inv(value) * freedom[..., None, None]
         return 0.5 * (freedom - dimension - 1), -0.5 * inverse_scale
 
-    @staticmethod
-    def _usual(natural: Tensors) -> tuple[Tensor, Tensor]:
+    def as_precision(self, value: Tensor) -> Tensor:
+        """The matrix that has the Wishart distribution, of a value of the site."""
+        return value
+
+    def usual(self, natural: Tensors) -> tuple[Tensor, Tensor]:
+        """n and S⁻¹."""
         dimension = natural[1].shape[-1]
         return 2 * natural[0] + dimension + 1, -2 * natural[1]

@@ -1,0 +1,225 @@
+"""Which Gaussian latents of a program can share a joint factor with their own precision.
+
+A Gaussian and a precision are candidates where the one's own precision is a multiple of the other. They
+are joined where every term then has the expectation that it has at each value of the precision: given
+that, the Gaussian is an ordinary one, so both are computed and compared. Other candidates keep
+independent factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vi.conjugacy.ascent import Ascent
+from ppl_vi.conjugacy.families import Factor
+from ppl_vi.conjugacy.gaussian import Multilinear
+from ppl_vi.conjugacy.gaussian_densities import precision_of
+from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.joint_families import Conditional, GivenGamma, GivenWishart, JointFamily
+from ppl_vi.conjugacy.matrices import PositiveDefinite
+from ppl_vi.conjugacy.positive import Positive
+from ppl_vi.conjugacy.positive_families import GammaFamily
+from ppl_vi.conjugacy.values import Law, NotConjugateError
+from ppl_vi.conjugacy.wishart_family import WishartFamily
+from ppl_vi.errors import ModelError
+from ppl_vi.program import Term, innermost, weighted_sum
+
+_NEAR = 1e-3
+"""How near two expectations are that differ by rounding alone."""
+
+
+class Candidate(NamedTuple):
+    """A Gaussian latent whose own precision is a multiple of another latent.
+
+    Attributes:
+        gaussian: its site.
+        latent: the other site.
+        index: the entry of the latent's flattened batch that each of its precisions has.
+    """
+
+    gaussian: str
+    latent: str
+    index: Tensor
+
+
+def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> dict[str, Factor]:
+    """The factors, with a joint one for every precision and the Gaussians that can share it.
+
+    Of Gaussians that depend on one another, the one with the most entries is joined.
+
+    Args:
+        ascent: with independent factors.
+        tied: by site, those that it depends on.
+
+    Raises:
+        NotConjugateError: none of the candidates can be joined; it names a site that forbids it.
+        ModelError: there are no candidates.
+    """
+    candidates = _candidates(ascent)
+    joint: dict[str, JointFamily] = {}
+    refused: list[NotConjugateError] = []
+    for candidate in candidates:
+        others = joint.get(candidate.latent)
+        before = () if others is None else others.conditionals
+        taken = {c.gaussian.site for family in joint.values() for c in family.conditionals}
+        if candidate.gaussian in taken or tied[candidate.gaussian] & {
+            c.gaussian.site for c in before
+        }:
+            continue
+        try:
+            conditional = _conditional(ascent, candidate)
+            family = JointFamily(conditional.latent, (*before, conditional))
+            trial = {**joint, candidate.latent: family}
+            _check(replace(ascent, families=_merged(ascent.families, trial)), trial)
+        except NotConjugateError as error:
+            refused.append(_refusal(candidate, error))
+        else:
+            joint = trial
+    if not candidates:
+        raise ModelError(
+            "structured=True asks for a Normal or MultivariateNormal latent whose own precision is a "
+            "number times a Gamma or Wishart latent, as in Normal(0.0, (2.0 * tau).rsqrt()), and the "
+            "model has none. Use structured=False."
+        )
+    if not joint:
+        raise refused[0]
+    return _merged(ascent.families, joint)
+
+
+def _merged(families: Mapping[str, Factor], joint: Mapping[str, JointFamily]) -> dict[str, Factor]:
+    """The factors in the order of the program, a joint one where the first of its sites stands."""
+    of_site: dict[str, Factor] = dict(families)
+    for family in joint.values():
+        of_site |= dict.fromkeys((family.latent.site, *_gaussians(family)), family)
+    placed: dict[Factor, str] = {}
+    for site, factor in of_site.items():
+        placed.setdefault(factor, site)
+    return {site: factor for factor, site in placed.items()}
+
+
+def _refusal(candidate: Candidate, reason: NotConjugateError) -> NotConjugateError:
+    return NotConjugateError(
+        f"structured=True: '{candidate.gaussian}' cannot share a factor with its precision "
+        f"'{candidate.latent}', since {reason}. Use structured=False."
+    )
+
+
+def _gaussians(family: JointFamily) -> list[str]:
+    return [conditional.gaussian.site for conditional in family.conditionals]
+
+
+def _candidates(ascent: Ascent) -> list[Candidate]:
+    """Those of the program, the Gaussians with the most entries first."""
+    laws = ascent.laws(ascent.moments(ascent.around(ascent.draws, 0.5)))
+    found = []
+    for name, family in ascent.families.items():
+        if not isinstance(family, GammaFamily | WishartFamily):
+            continue
+        own = family.moments(family.starts(ascent.draws, 0.5))
+        # The logarithm of a multiple of one entry moves as that of the entry does.
+        numbers = torch.arange(own[0].numel()).to(own[0].device, torch.float64)
+        logs = [
+            _precisions(ascent, {**laws, name: family.law((log.reshape(own[0].shape), own[1]))})
+            for log in (torch.zeros_like(numbers), numbers)
+        ]
+        for site, law in logs[0].items():
+            if law.divided((name,)) is not None:
+                index = (_log(logs[1][site]) - _log(law)).round().long()
+                found.append(Candidate(site, name, index))
+    return sorted(found, key=lambda candidate: -ascent.draws[candidate.gaussian].numel())
+
+
+def _precisions(ascent: Ascent, laws: Mapping[str, Law]) -> dict[str, Positive | PositiveDefinite]:
+    """The law of each Gaussian latent's own precision."""
+    found = {}
+
+    def look(name: str, distribution: Any, value: Any) -> Tensor:
+        if isinstance(ascent.families.get(name), GaussianFamily):
+            found[name] = precision_of(innermost(distribution))
+        return torch.zeros(())
+
+    ascent.terms_of(laws, density=look)
+    return found
+
+
+def _log(precision: Positive | PositiveDefinite) -> Tensor:
+    return precision.log if isinstance(precision, Positive) else precision.log_determinant
+
+
+def _conditional(ascent: Ascent, candidate: Candidate) -> Conditional:
+    """The Gaussian given the latent.
+
+    Raises:
+        NotConjugateError: entries that depend on each other have several precisions.
+    """
+    gaussian, latent = (ascent.families[name] for name in candidate[:2])
+    last = (len(gaussian.shape) - 1,)
+    if isinstance(latent, WishartFamily):
+        several = set(gaussian.coupled) - set(last)
+        index = candidate.index.expand(gaussian.shape[:-1])
+        made = GivenWishart(replace(gaussian, coupled=last), latent, index)
+    else:
+        packed = gaussian.packed(candidate.index.expand(gaussian.shape))
+        index = packed[..., 0]
+        several = bool((packed != packed[..., :1]).any())
+        made = GivenGamma(gaussian, latent, index)
+    if several:
+        raise NotConjugateError(
+            f"entries of '{candidate.gaussian}' that depend on each other have several precisions"
+        )
+    return made
+
+
+def _check(ascent: Ascent, joint: Mapping[str, JointFamily]) -> None:
+    """Raise NotConjugateError where a site has another expectation than at a given precision."""
+    generator = torch.Generator().manual_seed(0)
+    values = dict(ascent.draws)
+    for family in joint.values():
+        values[family.latent.site] = _somewhere(family.latent, generator).to(
+            values[family.latent.site]
+        )
+    state = ascent.around(values, 0.5)
+    carried = ascent.laws(ascent.moments(state))
+    given = dict(carried)
+    for name, factor in ascent.families.items():
+        if isinstance(factor, JointFamily):
+            given |= factor.laws_at_mean(state[name])
+    noisy = [site for family in joint.values() for site in _gaussians(family)]
+    expected = _of_noise(ascent, given, noisy)
+    for site, found in _of_noise(ascent, carried, noisy).items():
+        gap, size = (found - expected[site]).abs(), found.abs() + expected[site].abs()
+        if (gap > _NEAR * size).any():
+            raise NotConjugateError(f"site '{site}' needs the precision in another form")
+
+
+def _somewhere(family: GammaFamily | WishartFamily, generator: torch.Generator) -> Tensor:
+    """A value whose entries are far from one another, wherever the prior has its mass."""
+    value = 0.5 + torch.rand(family.shape, generator=generator)
+    if isinstance(family, WishartFamily):
+        value = value @ value.mT + torch.eye(value.shape[-1])
+    return value
+
+
+def _of_noise(ascent: Ascent, laws: Mapping[str, Law], noisy: Sequence[str]) -> dict[str, Tensor]:
+    """How each entry of each term changes when the noises of these sites grow."""
+    factor = torch.ones((), requires_grad=True)
+    grown = dict(laws)
+    for site in noisy:
+        law = laws[site]
+        if isinstance(law, Multilinear):
+            grown[site] = Multilinear({s: p * factor if s else p for s, p in law.parts.items()})
+    weights: dict[str, Tensor] = {}
+
+    def weigh(term: Term) -> Tensor:
+        weights[term.name] = torch.ones_like(term.log_prob, requires_grad=True)
+        return weights[term.name]
+
+    total = weighted_sum(ascent.terms_of(grown), weigh)
+    (slope,) = torch.autograd.grad(total, factor, create_graph=True)
+    found = torch.autograd.grad(slope, list(weights.values()), materialize_grads=True)
+    return dict(zip(weights, found, strict=True))

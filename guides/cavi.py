@@ -137,7 +137,7 @@ class CAVIGuide(torch.nn.Module):
         latents that are tied to other discrete ones (a Markov chain) are left out.
         """
         ascent, state = self._begun(), self._state()
-        found = {}
+        found: dict[str, Any] = {}
         for name, family in ascent.families.items():
             found |= family.distributions(state[name])
         return {**found, **self._discrete_factors()}

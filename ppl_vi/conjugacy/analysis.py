@@ -94,7 +94,7 @@ def _coupled(ascent: Ascent, names: Sequence[str]) -> dict[str, tuple[int, ...]]
     means = [moments[name][0] for name in names]
     gradients = _gradients(function(moments), means, create_graph=True)
     return {
-        name: _coupled_dims(gradient, mean, ascent.families[name].shape)
+        name: _coupled_dims(gradient, mean, ascent.draws[name].shape)
         for name, gradient, mean in zip(names, gradients, means, strict=True)
     }
 

@@ -8,7 +8,7 @@ independent factors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,14 +37,14 @@ class Candidate(NamedTuple):
     """A Gaussian latent whose own precision is a multiple of another latent.
 
     Attributes:
-        gaussian: its site.
-        latent: the other site.
-        index: the entry of the latent's flattened batch that each of its precisions has.
+        gaussian: the family of its site.
+        latent: that of the other site.
+        entries: which one of the latent's flattened batch each of its own precisions is a multiple of.
     """
 
-    gaussian: str
-    latent: str
-    index: Tensor
+    gaussian: GaussianFamily
+    latent: GammaFamily | WishartFamily
+    entries: Tensor
 
 
 def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> dict[str, Factor]:
@@ -61,33 +61,33 @@ def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> dict[str, Factor]:
         ModelError: there are no candidates.
     """
     candidates = _candidates(ascent)
-    joint: dict[str, JointFamily] = {}
-    refused: list[NotConjugateError] = []
-    for candidate in candidates:
-        others = joint.get(candidate.latent)
-        before = () if others is None else others.conditionals
-        taken = {c.gaussian.site for family in joint.values() for c in family.conditionals}
-        if candidate.gaussian in taken or tied[candidate.gaussian] & {
-            c.gaussian.site for c in before
-        }:
-            continue
-        try:
-            conditional = _conditional(ascent, candidate)
-            family = JointFamily(conditional.latent, (*before, conditional))
-            trial = {**joint, candidate.latent: family}
-            _check(replace(ascent, families=_merged(ascent.families, trial)), trial)
-        except NotConjugateError as error:
-            refused.append(_refusal(candidate, error))
-        else:
-            joint = trial
     if not candidates:
         raise ModelError(
             "structured=True asks for a Normal or MultivariateNormal latent whose own precision is a "
             "number times a Gamma or Wishart latent, as in Normal(0.0, (2.0 * tau).rsqrt()), and the "
             "model has none. Use structured=False."
         )
+    joint: dict[str, JointFamily] = {}
+    refused = []
+    for candidate in candidates:
+        gaussian, latent = candidate.gaussian, candidate.latent
+        before = joint[latent.site].conditionals if latent.site in joint else ()
+        taken = {site for family in joint.values() for site in _gaussians(family)}
+        if gaussian.site in taken or tied[gaussian.site] & {c.gaussian.site for c in before}:
+            continue
+        try:
+            family = JointFamily(latent, (*before, _conditional(candidate)))
+            trial = {**joint, latent.site: family}
+            _check(replace(ascent, families=_merged(ascent.families, trial)), trial)
+        except NotConjugateError as reason:
+            refused.append(
+                f"structured=True: '{gaussian.site}' cannot share a factor with its precision "
+                f"'{latent.site}': {reason}. Use structured=False."
+            )
+        else:
+            joint = trial
     if not joint:
-        raise refused[0]
+        raise NotConjugateError(refused[0])
     return _merged(ascent.families, joint)
 
 
@@ -102,13 +102,6 @@ def _merged(families: Mapping[str, Factor], joint: Mapping[str, JointFamily]) ->
     return {site: factor for factor, site in placed.items()}
 
 
-def _refusal(candidate: Candidate, reason: NotConjugateError) -> NotConjugateError:
-    return NotConjugateError(
-        f"structured=True: '{candidate.gaussian}' cannot share a factor with its precision "
-        f"'{candidate.latent}', since {reason}. Use structured=False."
-    )
-
-
 def _gaussians(family: JointFamily) -> list[str]:
     return [conditional.gaussian.site for conditional in family.conditionals]
 
@@ -116,30 +109,33 @@ def _gaussians(family: JointFamily) -> list[str]:
 def _candidates(ascent: Ascent) -> list[Candidate]:
     """Those of the program, the Gaussians with the most entries first."""
     laws = ascent.laws(ascent.moments(ascent.around(ascent.draws, 0.5)))
+    gaussian = {n: f for n, f in ascent.families.items() if isinstance(f, GaussianFamily)}
     found = []
-    for name, family in ascent.families.items():
-        if not isinstance(family, GammaFamily | WishartFamily):
+    for name, latent in ascent.families.items():
+        if not isinstance(latent, GammaFamily | WishartFamily):
             continue
-        own = family.moments(family.starts(ascent.draws, 0.5))
+        own = latent.moments(latent.starts(ascent.draws, 0.5))
         # The logarithm of a multiple of one entry moves as that of the entry does.
-        numbers = torch.arange(own[0].numel()).to(own[0].device, torch.float64)
-        logs = [
-            _precisions(ascent, {**laws, name: family.law((log.reshape(own[0].shape), own[1]))})
-            for log in (torch.zeros_like(numbers), numbers)
-        ]
-        for site, law in logs[0].items():
+        numbers = torch.arange(own[0].numel(), device=own[0].device, dtype=torch.float64)
+        before, after = (
+            _precisions(ascent, gaussian, {**laws, name: latent.law((log, own[1]))})
+            for log in (0 * numbers.reshape(own[0].shape), numbers.reshape(own[0].shape))
+        )
+        for site, law in before.items():
             if law.divided((name,)) is not None:
-                index = (_log(logs[1][site]) - _log(law)).round().long()
-                found.append(Candidate(site, name, index))
-    return sorted(found, key=lambda candidate: -ascent.draws[candidate.gaussian].numel())
+                entries = (_log(after[site]) - _log(law)).round().long()
+                found.append(Candidate(gaussian[site], latent, entries))
+    return sorted(found, key=lambda candidate: -candidate.gaussian.shape.numel())
 
 
-def _precisions(ascent: Ascent, laws: Mapping[str, Law]) -> dict[str, Positive | PositiveDefinite]:
-    """The law of each Gaussian latent's own precision."""
+def _precisions(
+    ascent: Ascent, of: Collection[str], laws: Mapping[str, Law]
+) -> dict[str, Positive | PositiveDefinite]:
+    """The law of the own precision of Gaussian sites."""
     found = {}
 
     def look(name: str, distribution: Any, value: Any) -> Tensor:
-        if isinstance(ascent.families.get(name), GaussianFamily):
+        if name in of:
             found[name] = precision_of(innermost(distribution))
         return torch.zeros(())
 
@@ -151,27 +147,24 @@ def _log(precision: Positive | PositiveDefinite) -> Tensor:
     return precision.log if isinstance(precision, Positive) else precision.log_determinant
 
 
-def _conditional(ascent: Ascent, candidate: Candidate) -> Conditional:
+def _conditional(candidate: Candidate) -> Conditional:
     """The Gaussian given the latent.
 
     Raises:
         NotConjugateError: entries that depend on each other have several precisions.
     """
-    gaussian, latent = (ascent.families[name] for name in candidate[:2])
-    last = (len(gaussian.shape) - 1,)
+    gaussian, latent, entries = candidate
     if isinstance(latent, WishartFamily):
-        several = set(gaussian.coupled) - set(last)
-        index = candidate.index.expand(gaussian.shape[:-1])
-        made = GivenWishart(replace(gaussian, coupled=last), latent, index)
+        last = len(gaussian.shape) - 1
+        several = any(dim != last for dim in gaussian.coupled)
+        vectors = replace(gaussian, coupled=(last,))
+        made: Conditional = GivenWishart(vectors, latent, entries.expand(gaussian.shape[:-1]))
     else:
-        packed = gaussian.packed(candidate.index.expand(gaussian.shape))
-        index = packed[..., 0]
+        packed = gaussian.packed(entries.expand(gaussian.shape))
         several = bool((packed != packed[..., :1]).any())
-        made = GivenGamma(gaussian, latent, index)
+        made = GivenGamma(gaussian, latent, packed[..., 0])
     if several:
-        raise NotConjugateError(
-            f"entries of '{candidate.gaussian}' that depend on each other have several precisions"
-        )
+        raise NotConjugateError("entries that depend on each other have several precisions")
     return made
 
 

@@ -105,9 +105,10 @@ class Conditional(ABC):
 
     def entries(self, tensor: Tensor, events: int = 0) -> Tensor:
         """``[*draws, *others, *event]``: for each vector its entry of ``[*draws, *batch, *event]``."""
-        draws, shape = tensor.dim() - len(self.batch) - events, tensor.shape
-        flat = tensor.reshape(*shape[:draws], -1, *shape[tensor.dim() - events :])
-        return flat[(..., self.index, *(slice(None),) * events)]
+        draws = tensor.dim() - len(self.batch) - events
+        left, event = tensor.shape[:draws], tensor.shape[tensor.dim() - events :]
+        rows = tensor.reshape(*left, -1, *event).index_select(draws, self.index.flatten())
+        return rows.reshape(left + self.index.shape + event)
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """``[*batch, *event]``: for each entry the sum over its vectors of ``[*others, *event]``."""

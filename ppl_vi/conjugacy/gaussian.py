@@ -72,34 +72,27 @@ class Multilinear(Law):
         return Multilinear({s: compact(p, keep) for s, p in self.parts.items()})
 
     @property
-    def variance(self) -> Tensor:
-        """``[*shape]``, Var v, without what is carried."""
-        return self._squares.get((), torch.zeros_like(self.mean))
+    def variances(self) -> dict[Sites, Tensor]:
+        """``[*shape]``: Var v by what carries it, where that is one; nothing carries ``()``."""
+        return self._by_carriers(lambda part, noises: part.square().sum(tuple(range(noises))))
 
     @property
-    def carried(self) -> dict[Sites, Tensor]:
-        """``[*shape]``, the squares of the coefficients that are carried, by the latents that do."""
-        return {by: squares for by, squares in self._squares.items() if by}
+    def covariances(self) -> dict[Sites, Tensor]:
+        """``[*shape, last]``: the covariances of the entries of the last dimension, likewise."""
 
-    @property
-    def _squares(self) -> dict[Sites, Tensor]:
+        def own(part: Tensor, noises: int) -> Tensor:
+            columns = part.flatten(0, noises - 1).movedim(0, -1)
+            return columns @ columns.mT
+
+        return self._by_carriers(own)
+
+    def _by_carriers(self, function: Callable[[Tensor, int], Tensor]) -> dict[Sites, Tensor]:
         found: dict[Sites, Tensor] = {}
         for sites, part in self.parts.items():
             if sites:
-                own, by = part.square().sum(tuple(range(len(sites)))), carriers(sites)
+                own, by = function(part, len(sites)), carriers(sites)
                 found[by] = found[by] + own if by in found else own
         return found
-
-    @property
-    def covariance(self) -> Tensor:
-        """``[*shape, last]``, the covariance of the entries of the last dimension, likewise."""
-        rows = self.mean.unsqueeze(-1)
-        total = torch.zeros_like(rows * rows.mT)
-        for sites, part in self.parts.items():
-            if sites and not carriers(sites):
-                columns = part.flatten(0, len(sites) - 1).movedim(0, -1)
-                total = total + columns @ columns.mT
-        return total
 
     @property
     def sites(self) -> set[str]:

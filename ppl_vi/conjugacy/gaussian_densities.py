@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import (
@@ -15,8 +17,8 @@ from ppl_vi.conjugacy.densities import (
     positive,
     summed,
 )
-from ppl_vi.conjugacy.gaussian import Multilinear
-from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
+from ppl_vi.conjugacy.gaussian import Multilinear, Sites
+from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of, number_and_matrix
 from ppl_vi.conjugacy.positive import Positive
 from ppl_vi.conjugacy.sums import compact, grows, summed_product
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
@@ -36,12 +38,10 @@ def _normal(distribution: Any, value: Any, events: int) -> Tensor:
         data, mean = y.mean - center, m.mean - center
         squares = summed_product(-0.5 * tau, data.square(), events)
         cross = summed_product(tau * mean, data, events)
-        spread = _with_carried(tau * (mean.square() + m.variance), m, precision)
-        own = constant - 0.5 * spread
+        own = constant - 0.5 * _summed(tau * mean.square(), m.variances, precision)
         return squares + cross + summed(own, distribution, events)
     difference = y.plus(m, times=-1.0)
-    spread = tau * (difference.mean.square() + difference.variance)
-    spread = _with_carried(spread, difference, precision)
+    spread = _summed(tau * difference.mean.square(), difference.variances, precision)
     return summed(constant - 0.5 * spread, distribution, events)
 
 
@@ -50,37 +50,35 @@ def _multivariate_normal(distribution: Any, value: Any, events: int) -> Tensor:
     """½ E log |Λ| - ½ D log 2π - ½ tr E Λ E (v - m)(v - m)ᵀ."""
     y, m = gaussian(value, "value"), gaussian(distribution.loc, "loc").compact(keep=1)
     _apart(y, m)
-    law = _precision_matrix(distribution)
-    precision, dimension = compact(law.mean, keep=2), law.mean.shape[-1]
-    constant = 0.5 * (compact(law.log_determinant) - dimension * math.log(2 * math.pi))
+    law = _precision_matrix(distribution).compact()
+    precision, dimension = law.mean, law.mean.shape[-1]
+    constant = 0.5 * (law.log_determinant - dimension * math.log(2 * math.pi))
     if not y.sites and grows(y.mean, m.mean):
         center = _center(y.mean, m.mean)
         data, mean = y.mean - center, m.mean - center
-        second = mean.unsqueeze(-1) * mean.unsqueeze(-2) + m.covariance
         outer = data.unsqueeze(-1) * data.unsqueeze(-2)
         squares = summed_product(-0.5 * precision, outer, 2)
         cross = summed_product((precision @ mean.unsqueeze(-1)).squeeze(-1), data, 1)
-        spread = _with_carried((precision * second).sum((-2, -1)), m, law, 1)
-        own = constant - 0.5 * spread
-        return summed(squares + cross + own, distribution, events)
+        second = mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        spread = _summed(precision * second, m.covariances, law).sum((-2, -1))
+        return summed(squares + cross + (constant - 0.5 * spread), distribution, events)
     difference = y.plus(m, times=-1.0)
-    second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2) + difference.covariance
-    spread = _with_carried((precision * second).sum((-2, -1)), difference, law, 1)
+    second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2)
+    spread = _summed(precision * second, difference.covariances, law).sum((-2, -1))
     return summed(constant - 0.5 * spread, distribution, events)
 
 
-def _with_carried(
-    spread: Tensor, law: Multilinear, precision: Positive | PositiveDefinite, events: int = 0
+def _summed(
+    total: Tensor, variances: Mapping[Sites, Tensor], precision: Positive | PositiveDefinite
 ) -> Tensor:
-    """E τ (v - m)², with what τ itself carries: E τ (ε / √τ)² is one."""
-    for by, squares in law.carried.items():
+    """E τ (v - m)², from that of the means; what τ carries has it divided out: E τ (ε / √τ)² is 1."""
+    for by, variance in variances.items():
         multiple = precision.divided(by)
         if multiple is None:
             names = " times ".join(f"'{site}'" for site in by)
             raise NotConjugateError(f"its precision is no multiple of {names}")
-        squares = squares.sum(-1) if events else squares
-        spread = spread + compact(multiple) * squares
-    return spread
+        total = total + multiple * variance
+    return total
 
 
 def precision_of(distribution: Any) -> Positive | PositiveDefinite:
@@ -94,17 +92,29 @@ def _precision(distribution: Any) -> Positive:
     return positive(distribution.scale, "scale").to_the(-2.0)
 
 
+_EXPONENTS = {"precision_matrix": 1.0, "covariance_matrix": -1.0, "scale_tril": -2.0}
+"""Of a number in the precision that a matrix is multiplied by in a parameter."""
+
+
 def _precision_matrix(distribution: Any) -> PositiveDefinite:
-    given = vars(distribution)
-    matrix = given.get("precision_matrix")
-    if isinstance(matrix, Uncertain):
-        lost(matrix, "precision_matrix")
-        if not isinstance(matrix.law, PositiveDefinite):
-            raise NotConjugateError("its precision_matrix must be a multiple of a Wishart latent")
-        return matrix.law
-    for name in ("covariance_matrix", "scale_tril"):
-        if isinstance(given.get(name), Uncertain):
-            raise NotConjugateError(f"its {name} is a latent; give it a precision_matrix")
+    """The law of Λ: a multiple of a Wishart latent, or an uncertain number times a certain matrix."""
+    for name, exponent in _EXPONENTS.items():
+        given = vars(distribution).get(name)
+        if not isinstance(given, Uncertain):
+            continue
+        lost(given, name)
+        if isinstance(given.law, PositiveDefinite) and exponent == 1:
+            return given.law
+        if not isinstance(given.law, Positive):
+            raise NotConjugateError(
+                f"its {name} must be a number times a certain matrix; of a Wishart latent, give it a "
+                f"multiple as precision_matrix"
+            )
+        number, matrix = number_and_matrix(given.law.compact(keep=2), name)
+        if exponent != 1:
+            root = matrix if exponent == -2 else torch.linalg.cholesky(matrix)
+            matrix = torch.cholesky_inverse(root)
+        return PositiveDefinite.of(number.to_the(exponent), matrix)
     inverse, log_determinant = inverse_of(distribution._unbroadcasted_scale_tril)
     return PositiveDefinite(inverse, -log_determinant, {})
 

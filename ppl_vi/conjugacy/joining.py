@@ -29,9 +29,6 @@ from ppl_vi.conjugacy.wishart_family import WishartFamily
 from ppl_vi.errors import ModelError
 from ppl_vi.program import Term, innermost, weighted_sum
 
-_NEAR = 1e-3
-"""How near two expectations are that differ by rounding alone."""
-
 
 class Candidate(NamedTuple):
     """A Gaussian latent whose own precision is a multiple of another latent.
@@ -123,8 +120,10 @@ def _candidates(ascent: Ascent) -> list[Candidate]:
         )
         for site, law in before.items():
             if law.divided((name,)) is not None:
-                entries = (_log(after[site]) - _log(law)).round().long()
-                found.append(Candidate(gaussian[site], latent, entries))
+                entries = _log(after[site]) - _log(law)
+                if isinstance(law, PositiveDefinite) and isinstance(latent, GammaFamily):
+                    entries = entries.unsqueeze(-1) / law.mean.shape[-1]
+                found.append(Candidate(gaussian[site], latent, entries.round().long()))
     return sorted(found, key=lambda candidate: -candidate.gaussian.shape.numel())
 
 
@@ -186,16 +185,17 @@ def _check(ascent: Ascent, joint: Mapping[str, JointFamily]) -> None:
     expected = _of_noise(ascent, given, noisy)
     for site, found in _of_noise(ascent, carried, noisy).items():
         gap, size = (found - expected[site]).abs(), found.abs() + expected[site].abs()
-        if (gap > _NEAR * size).any():
+        if (gap > torch.finfo(gap.dtype).eps ** 0.5 * size).any():
             raise NotConjugateError(f"site '{site}' needs the precision in another form")
 
 
 def _somewhere(family: GammaFamily | WishartFamily, generator: torch.Generator) -> Tensor:
     """A value whose entries are far from one another, wherever the prior has its mass."""
-    value = 0.5 + torch.rand(family.shape, generator=generator)
-    if isinstance(family, WishartFamily):
-        value = value @ value.mT + torch.eye(value.shape[-1])
-    return value
+    if not isinstance(family, WishartFamily):
+        return 0.5 + torch.rand(family.shape, generator=generator)
+    numbers = 0.5 + torch.rand(family.shape[:-1], generator=generator)
+    outer = numbers.unsqueeze(-1) * numbers.unsqueeze(-2)
+    return numbers.diag_embed() + outer / family.shape[-1]
 
 
 def _of_noise(ascent: Ascent, laws: Mapping[str, Law], noisy: Sequence[str]) -> dict[str, Tensor]:

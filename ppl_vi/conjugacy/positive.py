@@ -61,7 +61,7 @@ class Positive(Law):
         return total
 
     def divided(self, sites: Sequence[str]) -> Tensor | None:
-        """E v / Π g over the given latents; None where v is not a multiple of their product."""
+        """E v / Π g over the given latents; None where v is no multiple of their product."""
         rest = self
         for site in sites:
             power = (rest.powers or {}).get(site)

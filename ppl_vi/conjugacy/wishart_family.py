@@ -39,7 +39,8 @@ class WishartFamily(Family):
 
     def law(self, moments: Tensors) -> Law:
         log, mean = moments
-        return PositiveDefinite(mean, log, {self.site: torch.ones_like(log)})
+        identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        return PositiveDefinite(mean, log, {self.site: identity.expand_as(mean)})
 
     def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
         of_log, of_mean = gradients

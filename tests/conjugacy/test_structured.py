@@ -116,6 +116,34 @@ def test_regression_is_exact_after_one_sweep() -> None:
     assert bound == pytest.approx(log_evidence(DESIGN, RESPONSE, 0.0, 0.5), rel=1e-10)
 
 
+FORMS: dict[str, Any] = {
+    "precision_matrix": lambda tau, F: tau * F,
+    "covariance_matrix": lambda tau, F: torch.linalg.inv(F) / tau,
+    "scale_tril": lambda tau, F: torch.linalg.cholesky(torch.linalg.inv(F)) * tau.rsqrt(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tensor_times_the_precision_is_exact_after_one_sweep(form: str) -> None:
+    """Zellner's prior of the weights, whose precision is τ XᵀX / g."""
+    F = DESIGN.T @ DESIGN / 3
+
+    def model(design: Tensor, y: Tensor) -> None:
+        tau = pyro.sample("tau", dist.Gamma(2.0, 3.0))
+        given = {form: FORMS[form](tau, F)}
+        w = pyro.sample("w", dist.MultivariateNormal(torch.zeros(4), **given))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(design @ w, tau.rsqrt()), obs=y)
+
+    guide = CAVIGuide(model, structured=True)
+    guide.begin((DESIGN, RESPONSE), {}, {})
+    whitened = DESIGN @ torch.linalg.inv(torch.linalg.cholesky(F)).mT  # X F⁻¹ Xᵀ is its square
+    evidence = log_evidence(whitened, RESPONSE, 0.0, 1.0)
+    assert guide.sweep() == pytest.approx(evidence, rel=1e-10)
+    mean = torch.linalg.solve(F + DESIGN.T @ DESIGN, DESIGN.T @ RESPONSE)
+    torch.testing.assert_close(guide.factors()["w"].loc, mean, rtol=1e-10, atol=1e-10)
+
+
 def test_a_vector_and_its_precision_matrix_are_exact_after_one_sweep() -> None:
     """Murphy (2007), equations 215 to 221 and 267: Normal-Wishart."""
     x, n = POINTS[:12], 12
@@ -183,6 +211,17 @@ def round_mixture(x: Tensor, K: int = 3) -> None:
         pyro.sample("x", dist.Normal(mu[z], scale[z]).to_event(1), obs=x)
 
 
+def alike_mixture(x: Tensor, K: int = 3) -> None:
+    """Covariance matrices that differ by a number."""
+    with pyro.plate("components", K):
+        tau = pyro.sample("tau", dist.Gamma(2 * ONE, 1.0))
+        precision = tau[..., None, None] * PRIOR_COVARIANCE
+        mu = pyro.sample("mu", dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.full((K,), 1 / K).to(x)))
+        pyro.sample("x", dist.MultivariateNormal(mu[z], precision_matrix=3 * precision[z]), obs=x)
+
+
 def scaled_relevance(design: Tensor, y: Tensor) -> None:
     """Drugowitsch (2013): the precision of a weight is that of the noise times its own."""
     tau = pyro.sample("tau", dist.Gamma(ONE, 1.0))
@@ -234,6 +273,7 @@ PROGRAMS: dict[str, tuple[Any, tuple[Tensor, ...], set[str]]] = {
     "diagonal mixture": (diagonal_mixture, (POINTS,), {"mu"}),
     "full mixture": (full_mixture, (POINTS,), {"mu"}),
     "round mixture": (round_mixture, (POINTS,), {"mu"}),
+    "mixture of one form": (alike_mixture, (POINTS,), {"mu"}),
     "regression with ARD": (scaled_relevance, (DESIGN, RESPONSE), {"w"}),
     "hierarchy": (scaled_hierarchy, (programs.GROUP, programs.MEASURED), {"a"}),
     "factor analysis": (scaled_factors, (programs.TABLE,), {"W"}),

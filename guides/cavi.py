@@ -35,10 +35,13 @@ class CAVIGuide(torch.nn.Module):
     Args:
         model: a Pyro model. Its latents are Normal, MultivariateNormal, Gamma, InverseGamma,
             Exponential, Beta, Dirichlet, Wishart, or discrete with finite support.
+        structured: whether a Gaussian latent whose own precision is a multiple of a Gamma, InverseGamma
+            or Wishart latent has a joint factor with it, q(τ) q(μ | τ) (Normal-Gamma, Normal-Wishart),
+            where the algebra allows; the bound is higher then.
 
     Raises:
         ModelError: when it begins on data, a site is not conjugate; the message names it, and the
-            operation that has no moments.
+            operation that has no moments. With ``structured``, no factor can be joint.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -52,8 +55,19 @@ class CAVIGuide(torch.nn.Module):
         >>> result = fit(model, CAVIGuide(model), torch.tensor([1.0, 2.0, 3.0]), progress=False)
         >>> round(result.guide.factors()["mean"].mean.item(), 2)
         1.99
+        >>> def model(x):
+        ...     precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, (0.5 * precision).rsqrt()))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, precision.rsqrt()), obs=x)
+        >>> guide = CAVIGuide(model, structured=True)
+        >>> result = fit(model, guide, torch.tensor([1.0, 2.0, 3.0]), progress=False)
+        >>> factor = result.guide.factors()["mean"]
+        >>> type(factor).__name__, round(factor.mean.item(), 2)
+        ('StudentT', 1.71)
 
-    Source: Bishop (2006), chapter 10; Winn and Bishop (2005); Blei, Kucukelbir and McAuliffe (2017).
+    Source: Bishop (2006), sections 2.3.6 and 3.3, and chapter 10; Winn and Bishop (2005); Blei,
+    Kucukelbir and McAuliffe (2017).
     """
 
     def __init__(self, model: Callable[..., Any], structured: bool = False) -> None:
@@ -133,8 +147,9 @@ class CAVIGuide(torch.nn.Module):
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
-        Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Discrete
-        latents that are tied to other discrete ones (a Markov chain) are left out.
+        Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Those in
+        a joint factor with their precision are here by themselves, StudentT or MultivariateStudentT.
+        Discrete latents that are tied to other discrete ones (a Markov chain) are left out.
         """
         ascent, state = self._begun(), self._state()
         found: dict[str, Any] = {}

@@ -57,7 +57,7 @@ def analyse(pair: Pair, structured: bool = False) -> tuple[Ascent, Latents]:
     families |= {n: replace(f, coupled=coupled[n]) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)
     if structured:
-        ascent = replace(ascent, families=joined(ascent, _tied(ascent)))
+        ascent = joined(ascent, _tied(ascent))
     return replace(ascent, blocks=_blocks(_tied(ascent))), latents
 
 

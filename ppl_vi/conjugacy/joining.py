@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.ascent import Ascent
+from ppl_vi.conjugacy.conditionals import Conditional, GivenGamma, GivenWishart
 from ppl_vi.conjugacy.families import Factor
 from ppl_vi.conjugacy.gaussian import Multilinear
 from ppl_vi.conjugacy.gaussian_densities import precision_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
-from ppl_vi.conjugacy.joint_families import Conditional, GivenGamma, GivenWishart, JointFamily
+from ppl_vi.conjugacy.joint_families import JointFamily
 from ppl_vi.conjugacy.matrices import PositiveDefinite
 from ppl_vi.conjugacy.positive import Positive
 from ppl_vi.conjugacy.positive_families import GammaFamily
 from ppl_vi.conjugacy.values import Law, NotConjugateError
 from ppl_vi.conjugacy.wishart_family import WishartFamily
 from ppl_vi.errors import ModelError
-from ppl_vi.program import Term, innermost, weighted_sum
+from ppl_vi.program import Term, innermost, latents_of, weighted_sum
 
 
 class Candidate(NamedTuple):
@@ -44,8 +45,8 @@ class Candidate(NamedTuple):
     entries: Tensor
 
 
-def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> dict[str, Factor]:
-    """The factors, with a joint one for every precision and the Gaussians that can share it.
+def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> Ascent:
+    """With a joint factor for every precision and the Gaussians that can share it.
 
     Of Gaussians that depend on one another, the one with the most entries is joined.
 
@@ -85,7 +86,20 @@ def joined(ascent: Ascent, tied: Mapping[str, set[str]]) -> dict[str, Factor]:
             joint = trial
     if not joint:
         raise NotConjugateError(refused[0])
-    return _merged(ascent.families, joint)
+    draws = _drawn_near_one(ascent, joint)
+    return replace(ascent, families=_merged(ascent.families, joint), draws=draws)
+
+
+def _drawn_near_one(ascent: Ascent, joint: Mapping[str, JointFamily]) -> dict[str, Tensor]:
+    """The draws, with precisions near one, and their Gaussians drawn given these.
+
+    Draws of a vague prior overflow: 1e-300 of a precision, 1e150 of a mean. Where a joint factor goes
+    from its start does not depend on the precision, so any will do.
+    """
+    near = _somewhere(ascent, joint, None)
+    again = {site.name: site.value for site in latents_of(ascent.pair, near).sites}
+    gaussians = [site for family in joint.values() for site in _gaussians(family)]
+    return {**ascent.draws, **near, **{site: again[site] for site in gaussians}}
 
 
 def _merged(families: Mapping[str, Factor], joint: Mapping[str, JointFamily]) -> dict[str, Factor]:
@@ -170,12 +184,7 @@ def _conditional(candidate: Candidate) -> Conditional:
 def _check(ascent: Ascent, joint: Mapping[str, JointFamily]) -> None:
     """Raise NotConjugateError where a site has another expectation than at a given precision."""
     generator = torch.Generator().manual_seed(0)
-    values = dict(ascent.draws)
-    for family in joint.values():
-        values[family.latent.site] = _somewhere(family.latent, generator).to(
-            values[family.latent.site]
-        )
-    state = ascent.around(values, 0.5)
+    state = ascent.around({**ascent.draws, **_somewhere(ascent, joint, generator)}, 0.5)
     carried = ascent.laws(ascent.moments(state))
     given = dict(carried)
     for name, factor in ascent.families.items():
@@ -189,13 +198,21 @@ def _check(ascent: Ascent, joint: Mapping[str, JointFamily]) -> None:
             raise NotConjugateError(f"site '{site}' needs the precision in another form")
 
 
-def _somewhere(family: GammaFamily | WishartFamily, generator: torch.Generator) -> Tensor:
-    """A value whose entries are far from one another, wherever the prior has its mass."""
-    if not isinstance(family, WishartFamily):
-        return 0.5 + torch.rand(family.shape, generator=generator)
-    numbers = 0.5 + torch.rand(family.shape[:-1], generator=generator)
-    outer = numbers.unsqueeze(-1) * numbers.unsqueeze(-2)
-    return numbers.diag_embed() + outer / family.shape[-1]
+def _somewhere(
+    ascent: Ascent, joint: Mapping[str, JointFamily], generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Values of the precisions near one, whose entries are far from one another."""
+    found = {}
+    for site, family in joint.items():
+        draw = ascent.draws[site]
+        matrices = isinstance(family.latent, WishartFamily)
+        shape = draw.shape[:-1] if matrices else draw.shape
+        value = 0.5 + torch.rand(shape, generator=generator)
+        if matrices:
+            outer = value.unsqueeze(-1) * value.unsqueeze(-2)
+            value = value.diag_embed() + outer / shape[-1]
+        found[site] = value.to(draw)
+    return found
 
 
 def _of_noise(ascent: Ascent, laws: Mapping[str, Law], noisy: Sequence[str]) -> dict[str, Tensor]:

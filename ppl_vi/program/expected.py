@@ -84,11 +84,11 @@ class Terms(NamedTuple):
     trace: Any
 
 
-def latents_of(pair: Pair) -> Latents:
-    """The latents and the parameters of a model, from one plain run."""
+def latents_of(pair: Pair, values: Mapping[str, Tensor] | None = None) -> Latents:
+    """The latents and the parameters of a model, from one plain run, at values of some of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular sample")  # torch says it of every Wishart draw
-        trace = trace_model(pair, {})
+        trace = trace_model(pair, values or {})
     sites = factor_sites(trace)
     frames = [frame for site in sites.values() for frame in plate_frames(site)]
     latents = tuple(

@@ -28,7 +28,7 @@ from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 def _normal(distribution: Any, value: Any, events: int) -> Tensor:
     """½ E log τ - ½ log 2π - ½ E τ E (v - m)²."""
     y, m = gaussian(value, "value"), gaussian(distribution.loc, "loc").compact()
-    precision = _precision(distribution).compact()
+    precision = _precision(distribution)
     tau = mean_of(precision, "precision (scale ** -2)")
     constant = 0.5 * (precision.log - math.log(2 * math.pi))
     _apart(y, m)
@@ -89,7 +89,7 @@ def precision_of(distribution: Any) -> Positive | PositiveDefinite:
 
 
 def _precision(distribution: Any) -> Positive:
-    return positive(distribution.scale, "scale").to_the(-2.0)
+    return positive(distribution.scale, "scale").compact().to_the(-2.0)
 
 
 _EXPONENTS = {"precision_matrix": 1.0, "covariance_matrix": -1.0, "scale_tril": -2.0}

@@ -53,7 +53,8 @@ class WishartFamily(Family):
     def start(self, value: Tensor, spread: float) -> Tensors:
         dimension = value.shape[-1]
         freedom = torch.full(value.shape[:-2], dimension + spread**-2).to(value)
-        inverse_scale = torch.linalg.inv(value) * freedom[..., None, None]
+        inverse = inverse_of(torch.linalg.cholesky(value))[0]
+        inverse_scale = inverse * freedom[..., None, None]
         return 0.5 * (freedom - dimension - 1), -0.5 * inverse_scale
 
     def as_precision(self, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_vi.conjugacy import (
     Ascent,
+    Family,
     GaussianFamily,
     Kind,
     LatentSite,
@@ -50,13 +51,16 @@ class CAVIGuide(torch.nn.Module):
     Args:
         model: a Pyro model. Its latents are Normal, MultivariateNormal, Gamma, InverseGamma,
             Exponential, Beta, Dirichlet, Wishart, or discrete with finite support.
+        structured: whether a Gaussian latent whose own precision is a multiple of a Gamma, InverseGamma
+            or Wishart latent has a joint factor with it, q(τ) q(μ | τ) (Normal-Gamma, Normal-Wishart),
+            where the algebra allows; the bound is higher then.
         delay: of the step size on minibatches, 0 or more; more makes early steps smaller.
         forgetting: how fast it falls, above 0.5 and at most 1.
 
     Raises:
         ValueError: delay or forgetting are out of range.
         ModelError: when it begins on data, a site is not conjugate; the message names it, and the
-            operation that has no moments.
+            operation that has no moments. With ``structured``, no factor can be joint.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -70,16 +74,32 @@ class CAVIGuide(torch.nn.Module):
         >>> result = fit(model, CAVIGuide(model), torch.tensor([1.0, 2.0, 3.0]), progress=False)
         >>> round(result.guide.factors()["mean"].mean.item(), 2)
         1.99
+        >>> def model(x):
+        ...     precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, (0.5 * precision).rsqrt()))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, precision.rsqrt()), obs=x)
+        >>> guide = CAVIGuide(model, structured=True)
+        >>> result = fit(model, guide, torch.tensor([1.0, 2.0, 3.0]), progress=False)
+        >>> factor = result.guide.factors()["mean"]
+        >>> type(factor).__name__, round(factor.mean.item(), 2)
+        ('StudentT', 1.71)
 
-    Source: Bishop (2006), chapter 10; Winn and Bishop (2005); Hoffman, Blei, Wang and Paisley (2013).
+    Source: Bishop (2006), sections 2.3.6 and 3.3, and chapter 10; Winn and Bishop (2005); Hoffman,
+    Blei, Wang and Paisley (2013).
     """
 
     def __init__(
-        self, model: Callable[..., Any], *, delay: float = 1.0, forgetting: float = 0.7
+        self,
+        model: Callable[..., Any],
+        *,
+        structured: bool = False,
+        delay: float = 1.0,
+        forgetting: float = 0.7,
     ) -> None:
         super().__init__()
         _check_rates(delay, forgetting)
-        self.delay, self.forgetting = delay, forgetting
+        self.structured, self.delay, self.forgetting = structured, delay, forgetting
         self._model = (model,)  # in a tuple: a model that is a module is no part of the guide
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
@@ -112,7 +132,7 @@ class CAVIGuide(torch.nn.Module):
         Raises:
             ModelError: a site is not conjugate, or a value is of no continuous latent or parameter.
         """
-        ascent, latents = analyse(self._pair(args, kwargs))
+        ascent, latents = analyse(self._pair(args, kwargs), self.structured)
         self._ascent, self._sites = ascent, {site.name: site for site in latents.sites}
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
@@ -124,7 +144,7 @@ class CAVIGuide(torch.nn.Module):
             )
         _check_values(values, ascent.draws, known)
         located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
-        state = {n: f.start(located[n], SPREAD) for n, f in ascent.families.items()}
+        state = ascent.around(located, SPREAD)
         self._kinds = ()
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
             state = start(ascent, state, self._learned if elsewhere and not values else ())
@@ -246,13 +266,19 @@ class CAVIGuide(torch.nn.Module):
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
-        Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Discrete
-        latents that are tied to other discrete ones (a Markov chain) are left out; after minibatches so
-        are the latents of rows, which are solved for whenever the guide is called with rows.
+        Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Those in
+        a joint factor with their precision are here by themselves, StudentT or MultivariateStudentT.
+        Discrete latents that are tied to other discrete ones (a Markov chain) are left out; after
+        minibatches so are the latents of rows, which are solved for when the guide is called with rows.
         """
-        ascent, state = self._begun(), self._state()
-        probabilities = {n: self.get_buffer(f"states_{i}") for i, n in enumerate(self._discrete)}
-        return _distributions(ascent, state, probabilities, self._sites)
+        ascent, found = self._begun(), dict[str, Any]()
+        for name, own in self._state().items():
+            found |= ascent.families[name].distributions(own)
+        return {**found, **_discrete(self._probabilities(), self._sites)}
+
+    def _probabilities(self) -> dict[str, Tensor]:
+        """Of the discrete latents, as far as they are kept."""
+        return {name: self.get_buffer(f"states_{i}") for i, name in enumerate(self._discrete)}
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent, inside the plates of the model."""
@@ -261,7 +287,8 @@ class CAVIGuide(torch.nn.Module):
         if not self._rows:
             plates = {p.name: p for site in self._sites.values() for p in site.plates}
             made = {name: pyro.plate(name, p.size, dim=p.dim) for name, p in plates.items()}
-            return self._drawn(self.factors(), self._begun(), self._sites, made)
+            own = self._begun(), self._state(), self._probabilities(), self._sites
+            return _drawn(*own, made)
         with unheard():
             _, sites = self._on(args, kwargs)
         plates = {p.name: p for site in sites.values() for p in site.plates}
@@ -273,33 +300,8 @@ class CAVIGuide(torch.nn.Module):
         with unheard(), pyro.validation_enabled(False):
             ascent, sites = self._on(args, kwargs, rows)
             _, state, _ = solved(ascent, self._state(), self._local)
-            factors = _distributions(ascent, state, ascent.conditionals(state), sites)
-        return self._drawn(factors, ascent, sites, made)
-
-    def _drawn(
-        self,
-        factors: Mapping[str, Any],
-        ascent: Ascent,
-        sites: Mapping[str, LatentSite],
-        plates: Mapping[str, Any],
-    ) -> dict[str, Tensor]:
-        drawn = {}
-        for name, factor in factors.items():
-            family = ascent.families.get(name)
-            if isinstance(family, GaussianFamily) and family.jointly:
-                vectors = pyro.sample(
-                    f"{name}_jointly",
-                    factor.to_event(len(factor.batch_shape)),
-                    infer={"is_auxiliary": True},
-                )
-                factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
-            with ExitStack() as stack:
-                for plate in sites[name].plates:
-                    stack.enter_context(plates[plate.name])
-                if name not in ascent.families:  # its entropy counts as often as its prior
-                    stack.enter_context(counted(sites[name].times))
-                drawn[name] = pyro.sample(name, factor)
-        return drawn
+            probabilities = ascent.conditionals(state)
+        return _drawn(ascent, state, probabilities, sites, made)
 
     def _on(
         self,
@@ -333,20 +335,52 @@ class CAVIGuide(torch.nn.Module):
         return self._ascent
 
 
-def _distributions(
+def _drawn(
     ascent: Ascent,
     state: Mapping[str, Tensors],
     probabilities: Mapping[str, Tensor],
     sites: Mapping[str, LatentSite],
+    plates: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Draw every latent from its factor, inside its plates."""
+    drawn: dict[str, Tensor] = {}
+
+    def draw(name: str, factor: Any) -> Tensor:
+        with ExitStack() as stack:
+            for plate in sites[name].plates:
+                stack.enter_context(plates[plate.name])
+            if name in probabilities:  # its entropy counts as often as its prior
+                stack.enter_context(counted(sites[name].times))
+            drawn[name] = pyro.sample(name, factor)
+        return drawn[name]
+
+    def draw_family(family: Family, factor: Any) -> Tensor:
+        if isinstance(family, GaussianFamily) and family.jointly:
+            vectors = pyro.sample(
+                f"{family.site}_jointly",
+                factor.to_event(len(factor.batch_shape)),
+                infer={"is_auxiliary": True},
+            )
+            factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
+        return draw(family.site, factor)
+
+    for name, own in state.items():
+        ascent.families[name].draw(own, draw_family)
+    for name, factor in _discrete(probabilities, sites).items():
+        draw(name, factor)
+    return drawn
+
+
+def _discrete(
+    probabilities: Mapping[str, Tensor], sites: Mapping[str, LatentSite]
 ) -> dict[str, Any]:
-    """The factors there are a state and probabilities for, as distributions."""
-    found = {name: ascent.families[name].distribution(own) for name, own in state.items()}
-    for name, own in probabilities.items():
-        if sites[name].prior == "Bernoulli":
-            found[name] = dist.Bernoulli(probs=own[..., 1])
-        else:
-            found[name] = dist.Categorical(probs=own)
-    return found
+    """The factors of discrete latents, ``[*plates]``, of ``[*plates, states]``."""
+    return {
+        name: dist.Bernoulli(probs=own[..., 1])
+        if sites[name].prior == "Bernoulli"
+        else dist.Categorical(probs=own)
+        for name, own in probabilities.items()
+    }
 
 
 def _flat(state: Mapping[str, Tensors]) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppl_vi.conjugacy.ascent import Ascent
 from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.joining import joined
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.conjugacy.values import NotConjugateError, checked
 from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
@@ -24,11 +25,16 @@ from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
 _ZERO = 1e-5
 
 
-def analyse(pair: Pair) -> tuple[Ascent, Latents]:
+def analyse(pair: Pair, structured: bool = False) -> tuple[Ascent, Latents]:
     """How to ascend on this program, and what it leaves to be inferred or learned.
+
+    Args:
+        pair: the program.
+        structured: whether Gaussians share a factor with their own precision where they can.
 
     Raises:
         NotConjugateError: naming the site, and the operation that left the algebra.
+        ModelError: ``structured``, and the program has no Gaussian of that kind.
     """
     latents = latents_of(pair, draw_of_prior)
     families: dict[str, Family] = {}
@@ -46,19 +52,21 @@ def analyse(pair: Pair) -> tuple[Ascent, Latents]:
     enumerated = tuple(site.name for site in latents.sites if site.enumerable)
     ascent = Ascent(pair, families, draws, enumerated, latents.nesting)
     with checked():
-        ascent.elbo({name: f.start(draws[name], 0.5) for name, f in families.items()})
+        ascent.elbo(ascent.around(draws, 0.5))
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
     coupled = _coupled(ascent, list(gaussian))
     families |= {n: replace(f, coupled=coupled[n]) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)
-    return replace(ascent, blocks=_blocks(ascent)), latents
+    if structured:
+        ascent = joined(ascent, _tied(ascent))
+    return replace(ascent, blocks=_blocks(_tied(ascent))), latents
 
 
 def _weighted(
     ascent: Ascent,
 ) -> tuple[Callable[[Mapping[str, Tensors]], Tensor], dict[str, Tensors]]:
     """The log-joint as a sum of all its terms with random weights, and where to look at it."""
-    state = {name: f.start(ascent.draws[name], 0.5) for name, f in ascent.families.items()}
+    state = ascent.around(ascent.draws, 0.5)
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
 
@@ -87,7 +95,7 @@ def _coupled(ascent: Ascent, names: Sequence[str]) -> dict[str, tuple[int, ...]]
     means = [moments[name][0] for name in names]
     gradients = _gradients(function(moments), means, create_graph=True)
     return {
-        name: _coupled_dims(gradient, mean, ascent.families[name].shape)
+        name: _coupled_dims(gradient, mean, ascent.draws[name].shape)
         for name, gradient, mean in zip(names, gradients, means, strict=True)
     }
 
@@ -117,17 +125,16 @@ def _leaks(gradient: Tensor, mean: Tensor, half: Tensor) -> bool:
     return bool(other.abs().max() > _ZERO * across.abs().max())
 
 
-def _blocks(ascent: Ascent) -> tuple[tuple[str, ...], ...]:
-    """Sites in the order of the program, those together that do not depend on one another."""
+def _tied(ascent: Ascent) -> dict[str, set[str]]:
+    """By factor, in the order of the program, those that it depends on."""
+    tied: dict[str, set[str]] = {name: set() for name in ascent.families}
+    if not tied:
+        return tied
     function, moments = _weighted(ascent)
-    names = list(ascent.families)
-    leaves = [leaf for name in names for leaf in moments[name]]
-    if not leaves:
-        return ()
-    owners = [name for name in names for _ in moments[name]]
+    leaves = [leaf for name in tied for leaf in moments[name]]
+    owners = [name for name in tied for _ in moments[name]]
     gradients = _gradients(function(moments), leaves, create_graph=True)
-    tied: dict[str, set[str]] = {name: set() for name in names}
-    for name in names:
+    for name in tied:
         own = [g for g, owner in zip(gradients, owners, strict=True) if owner == name]
         probe = sum((g * torch.randn_like(g)).sum() for g in own)
         if not isinstance(probe, Tensor) or not probe.requires_grad:
@@ -137,9 +144,14 @@ def _blocks(ascent: Ascent) -> tuple[tuple[str, ...], ...]:
             if owner != name and found is not None and found.abs().max() > _ZERO:
                 tied[name].add(owner)
                 tied[owner].add(name)
+    return tied
+
+
+def _blocks(tied: Mapping[str, set[str]]) -> tuple[tuple[str, ...], ...]:
+    """Factors in the order of the program, those together that do not depend on one another."""
     blocks: list[list[str]] = []
-    for name in names:
-        free = [block for block in blocks if not tied[name] & set(block)]
+    for name, others in tied.items():
+        free = [block for block in blocks if not others & set(block)]
         if free:
             free[0].append(name)
         else:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.densities import expected_log_density
-from ppl_vi.conjugacy.families import Family, Tensors
-from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
+from ppl_vi.conjugacy.families import Factor, Tensors
+from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
 from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
 
 _MOST_ITERATIONS = 100
@@ -38,7 +38,7 @@ class Ascent:
 
     Attributes:
         pair: the model and its arguments.
-        families: by site.
+        families: of the factors of q, each by its first site.
         draws: of the sites, for shapes and for Python code that looks at them.
         enumerated: names of discrete latents.
         nesting: how many plates the model has within each other.
@@ -47,7 +47,7 @@ class Ascent:
     """
 
     pair: Pair
-    families: Mapping[str, Family]
+    families: Mapping[str, Factor]
     draws: Mapping[str, Tensor]
     enumerated: tuple[str, ...]
     nesting: int
@@ -56,10 +56,29 @@ class Ascent:
 
     def terms(self, moments: State, leaves: dict[Group, Tensor] | None = None) -> Terms:
         """The expected log-density of each site, given the mean parameters of each factor."""
-        values: dict[str, Tensor] = dict(self.rows)
-        for name, family in self.families.items():
-            values[name] = Uncertain.of(self.draws[name], family.law(moments[name]))
-        return expected_terms(self.pair, values, self.enumerated, self.nesting, _density, leaves)
+        return self.terms_of(self.laws(moments), leaves)
+
+    def laws(self, moments: State) -> dict[str, Law]:
+        """The law of each site, given the mean parameters of each factor."""
+        own = (factor.laws(moments[name]) for name, factor in self.families.items())
+        return {site: law for laws in own for site, law in laws.items()}
+
+    def terms_of(
+        self,
+        laws: Mapping[str, Law],
+        leaves: dict[Group, Tensor] | None = None,
+        density: Callable[[str, Any, Any], Tensor] | None = None,
+    ) -> Terms:
+        """The expected log-density of each site, or another function of it, given the sites' laws."""
+        own = {site: Uncertain.of(self.draws[site], law) for site, law in laws.items()}
+        values = {**self.rows, **own}
+        return expected_terms(
+            self.pair, values, self.enumerated, self.nesting, density or _density, leaves
+        )
+
+    def around(self, values: Mapping[str, Tensor], spread: float) -> dict[str, Tensors]:
+        """The natural parameters of factors around values of all sites."""
+        return {name: factor.starts(values, spread) for name, factor in self.families.items()}
 
     def moments(self, state: State) -> dict[str, Tensors]:
         """The mean parameters, as leaves that gradients are taken in."""
@@ -111,7 +130,9 @@ class Ascent:
                 continue
             found = self._best_of(names, self.moments(state), weights)
             if rate is not None:
-                found = {n: _between(state[n], own, rate) for n, own in found.items()}
+                found = {
+                    n: self.families[n].between(state[n], own, rate) for n, own in found.items()
+                }
             state |= found
         return state
 
@@ -216,10 +237,6 @@ class Ascent:
                 )
                 for name in block
             }
-
-
-def _between(old: Tensors, new: Tensors, rate: Tensor) -> Tensors:
-    return tuple(a + rate * (b - a) for a, b in zip(old, new, strict=True))
 
 
 def _one_like(number: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.ascent import Ascent, State, Weights
-from ppl_vi.conjugacy.families import Tensors
+from ppl_vi.conjugacy.families import Family, Tensors
+from ppl_vi.errors import ModelError
 from ppl_vi.program import LatentSite, Pair
 
 _ROUNDS = 20
@@ -47,9 +48,15 @@ def on_rows(
     families, draws = dict(ascent.families), dict(ascent.draws)
     for name, family in families.items():
         shape = sites[name].value.shape
-        if shape != family.shape:
-            families[name] = replace(family, shape=shape)
-            draws[name] = _resized(draws[name], shape)
+        if shape == draws[name].shape:
+            continue
+        if not isinstance(family, Family):
+            raise ModelError(
+                f"site '{name}' shares a factor with others in a plate over the rows of minibatches. "
+                f"Use structured=False."
+            )
+        families[name] = replace(family, shape=shape)
+        draws[name] = _resized(draws[name], shape)
     return replace(ascent, pair=pair, families=families, draws=draws, rows=rows)
 
 
@@ -58,7 +65,7 @@ def solved(
 ) -> tuple[Tensor, dict[str, Tensors], Weights]:
     """The bound, all factors and the weights, with the factors of rows at their optimum."""
     state = dict(held)
-    state |= {name: ascent.families[name].start(ascent.draws[name], SPREAD) for name in local}
+    state |= {name: ascent.families[name].starts(ascent.draws, SPREAD) for name in local}
     own = sum(not local.isdisjoint(block) for block in ascent.blocks)
     rounds = _ROUNDS if own > 1 or (own and ascent.enumerated) else own
     bound, weights = ascent.weights(state)

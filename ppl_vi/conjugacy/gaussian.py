@@ -24,6 +24,30 @@ from ppl_vi.conjugacy.values import MOVES, SPREADS, Law, Operation, Uncertain, U
 Sites = tuple[str, ...]
 
 
+class Carried(str):
+    """A Gaussian latent whose noise is divided by the root of another latent, its precision.
+
+    Its coefficients in a value are those of ε / √τ, or, of a matrix Λ, of Λ^(-1/2) ε.
+
+    Attributes:
+        by: the site of τ or Λ.
+    """
+
+    by: str
+
+    @classmethod
+    def of(cls, site: str, by: str) -> Carried:
+        """The latent of this name, carried by another."""
+        made = cls(site)
+        made.by = by
+        return made
+
+
+def carriers(sites: Sites) -> Sites:
+    """The latents that carry a product of noises, each as often as it does."""
+    return tuple(site.by for site in sites if isinstance(site, Carried))
+
+
 class Multilinear(Law):
     """A value that is multilinear in independent Gaussian latents.
 
@@ -48,23 +72,27 @@ class Multilinear(Law):
         return Multilinear({s: compact(p, keep) for s, p in self.parts.items()})
 
     @property
-    def variance(self) -> Tensor:
-        """``[*shape]``, Var v."""
-        return sum(
-            (p.square().sum(tuple(range(len(s)))) for s, p in self.parts.items() if s),
-            torch.zeros_like(self.mean),
-        )
+    def variances(self) -> dict[Sites, Tensor]:
+        """``[*shape]``: Var v by what carries it, where that is one; nothing carries ``()``."""
+        return self._by_carriers(lambda part, noises: part.square().sum(tuple(range(noises))))
 
     @property
-    def covariance(self) -> Tensor:
-        """``[*shape, last]``, the covariance of the entries of the last dimension."""
-        rows = self.mean.unsqueeze(-1)
-        total = torch.zeros_like(rows * rows.mT)
+    def covariances(self) -> dict[Sites, Tensor]:
+        """``[*shape, last]``: the covariances of the entries of the last dimension, likewise."""
+
+        def own(part: Tensor, noises: int) -> Tensor:
+            columns = part.flatten(0, noises - 1).movedim(0, -1)
+            return columns @ columns.mT
+
+        return self._by_carriers(own)
+
+    def _by_carriers(self, function: Callable[[Tensor, int], Tensor]) -> dict[Sites, Tensor]:
+        found: dict[Sites, Tensor] = {}
         for sites, part in self.parts.items():
             if sites:
-                columns = part.flatten(0, len(sites) - 1).movedim(0, -1)
-                total = total + columns @ columns.mT
-        return total
+                own, by = function(part, len(sites)), carriers(sites)
+                found[by] = found[by] + own if by in found else own
+        return found
 
     @property
     def sites(self) -> set[str]:

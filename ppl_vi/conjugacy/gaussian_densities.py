@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from ppl_vi.conjugacy.densities import (
     positive,
     summed,
 )
-from ppl_vi.conjugacy.gaussian import Multilinear
-from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of
+from ppl_vi.conjugacy.gaussian import Multilinear, Sites
+from ppl_vi.conjugacy.matrices import PositiveDefinite, inverse_of, number_and_matrix
+from ppl_vi.conjugacy.positive import Positive
 from ppl_vi.conjugacy.sums import broadcast_but_last, compact, grows, summed_product
 from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 
@@ -26,31 +28,34 @@ from ppl_vi.conjugacy.values import NotConjugateError, Uncertain
 def _normal(distribution: Any, value: Any, events: int) -> Tensor:
     """½ E log τ - ½ log 2π - ½ E τ E (v - m)²."""
     y, m = gaussian(value, "value"), gaussian(distribution.loc, "loc").compact()
-    precision = positive(distribution.scale, "scale").compact().to_the(-2.0)
+    precision = _precision(distribution)
     tau = mean_of(precision, "precision (scale ** -2)")
     constant = 0.5 * (precision.log - math.log(2 * math.pi))
     _apart(y, m)
     if not y.sites and grows(y.mean, m.mean, tau):
-        return _rows_against(y.mean, m, tau, constant, distribution, events)
+        own, cross = _rows_against(y.mean, m, precision, tau, events)
+        return cross + summed(constant + own, distribution, events)
     difference = y.plus(m, times=-1.0)
-    squares = difference.mean.square() + difference.variance
-    return summed(constant - 0.5 * tau * squares, distribution, events)
+    spread = _summed(tau * difference.mean.square(), difference.variances, precision)
+    return summed(constant - 0.5 * spread, distribution, events)
 
 
 def _rows_against(
-    data: Tensor, m: Multilinear, tau: Tensor, constant: Tensor, distribution: Any, events: int
-) -> Tensor:
-    """Rows against components: products of matrices, never an entry for each pair and dimension."""
+    data: Tensor, m: Multilinear, precision: Positive, tau: Tensor, events: int
+) -> tuple[Tensor, Tensor]:
+    """-½ E τ (y - m)² of rows against components, as what each of them adds and a product of matrices.
+
+    There is never an entry for each pair and dimension.
+    """
     center = _center(data, m.mean)
     data, mean = data - center, m.mean - center
-    second = mean.square() + m.variance
-    if grows(tau, mean):  # each row has a precision of its own
+    variances = m.variances
+    if grows(tau, mean) and set(variances) <= {()}:  # each row has a precision of its own
+        second = mean.square() + variances.get((), torch.zeros_like(mean))
         cross = _paired_sum((tau * data, -0.5 * tau), (mean, second), events)
-        own = constant - 0.5 * tau * data.square()
-    else:
-        cross = _paired_sum((data.square(), data), (-0.5 * tau, tau * mean), events)
-        own = constant - 0.5 * tau * second
-    return cross + summed(own, distribution, events)
+        return -0.5 * tau * data.square(), cross
+    cross = _paired_sum((data.square(), data), (-0.5 * tau, tau * mean), events)
+    return -0.5 * _summed(tau * mean.square(), variances, precision), cross
 
 
 def _paired_sum(
@@ -66,19 +71,20 @@ def _multivariate_normal(distribution: Any, value: Any, events: int) -> Tensor:
     """½ E log |Λ| - ½ D log 2π - ½ tr E Λ E (v - m)(v - m)ᵀ."""
     y, m = gaussian(value, "value"), gaussian(distribution.loc, "loc").compact(keep=1)
     _apart(y, m)
-    precision, log_determinant = _precision_matrix(distribution)
-    dimension = precision.shape[-1]
-    constant = 0.5 * (log_determinant - dimension * math.log(2 * math.pi))
+    law = _precision_matrix(distribution).compact()
+    precision, dimension = law.mean, law.mean.shape[-1]
+    constant = 0.5 * (law.log_determinant - dimension * math.log(2 * math.pi))
     if not y.sites and grows(y.mean, m.mean):
         center = _center(y.mean, m.mean)
         data, mean = y.mean - center, m.mean - center
-        second = mean.unsqueeze(-1) * mean.unsqueeze(-2) + m.covariance
         cross = _quadratic(data, precision, (precision @ mean.unsqueeze(-1)).squeeze(-1))
-        own = constant - 0.5 * (precision * second).sum((-2, -1))
-        return summed(cross + own, distribution, events)
+        second = mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        spread = _summed(precision * second, m.covariances, law).sum((-2, -1))
+        return summed(cross + (constant - 0.5 * spread), distribution, events)
     difference = y.plus(m, times=-1.0)
-    second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2) + difference.covariance
-    return summed(constant - 0.5 * (precision * second).sum((-2, -1)), distribution, events)
+    second = difference.mean.unsqueeze(-1) * difference.mean.unsqueeze(-2)
+    spread = _summed(precision * second, difference.covariances, law).sum((-2, -1))
+    return summed(constant - 0.5 * spread, distribution, events)
 
 
 def _quadratic(data: Tensor, precision: Tensor, weighted: Tensor) -> Tensor:
@@ -92,21 +98,55 @@ def _quadratic(data: Tensor, precision: Tensor, weighted: Tensor) -> Tensor:
     return summed_product(weights, features, 1)
 
 
-def _precision_matrix(distribution: Any) -> tuple[Tensor, Tensor]:
-    """E Λ and E log |Λ|."""
-    given = vars(distribution)
-    matrix = given.get("precision_matrix")
-    if isinstance(matrix, Uncertain):
-        lost(matrix, "precision_matrix")
-        if not isinstance(matrix.law, PositiveDefinite):
-            raise NotConjugateError("its precision_matrix must be a Wishart latent")
-        law = matrix.law
-        return compact(law.mean, keep=2), compact(law.log_determinant)
-    for name in ("covariance_matrix", "scale_tril"):
-        if isinstance(given.get(name), Uncertain):
-            raise NotConjugateError(f"its {name} is a latent; give it a precision_matrix")
+def _summed(
+    total: Tensor, variances: Mapping[Sites, Tensor], precision: Positive | PositiveDefinite
+) -> Tensor:
+    """E τ (v - m)², from that of the means; what τ carries has it divided out: E τ (ε / √τ)² is 1."""
+    for by, variance in variances.items():
+        multiple = precision.divided(by)
+        if multiple is None:
+            names = " times ".join(f"'{site}'" for site in by)
+            raise NotConjugateError(f"its precision is no multiple of {names}")
+        total = total + multiple * variance
+    return total
+
+
+def precision_of(distribution: Any) -> Positive | PositiveDefinite:
+    """The law of the precision of a Normal or a MultivariateNormal."""
+    if type(distribution).__name__ == "Normal":
+        return _precision(distribution)
+    return _precision_matrix(distribution)
+
+
+def _precision(distribution: Any) -> Positive:
+    return positive(distribution.scale, "scale").compact().to_the(-2.0)
+
+
+_EXPONENTS = {"precision_matrix": 1.0, "covariance_matrix": -1.0, "scale_tril": -2.0}
+"""Of a number in the precision that a matrix is multiplied by in a parameter."""
+
+
+def _precision_matrix(distribution: Any) -> PositiveDefinite:
+    """The law of Λ: a multiple of a Wishart latent, or an uncertain number times a certain matrix."""
+    for name, exponent in _EXPONENTS.items():
+        given = vars(distribution).get(name)
+        if not isinstance(given, Uncertain):
+            continue
+        lost(given, name)
+        if isinstance(given.law, PositiveDefinite) and exponent == 1:
+            return given.law
+        if not isinstance(given.law, Positive):
+            raise NotConjugateError(
+                f"its {name} must be a number times a certain matrix; of a Wishart latent, give it a "
+                f"multiple as precision_matrix"
+            )
+        number, matrix = number_and_matrix(given.law.compact(keep=2), name)
+        if exponent != 1:
+            root = matrix if exponent == -2 else torch.linalg.cholesky(matrix)
+            matrix = torch.cholesky_inverse(root)
+        return PositiveDefinite.of(number.to_the(exponent), matrix)
     inverse, log_determinant = inverse_of(distribution._unbroadcasted_scale_tril)
-    return inverse, -log_determinant
+    return PositiveDefinite(inverse, -log_determinant, {})
 
 
 def _apart(value: Multilinear, loc: Multilinear) -> None:

@@ -32,22 +32,22 @@ class GaussianFamily(Family):
 
     def moments(self, natural: Tensors) -> Tensors:
         weighted, precision = natural
-        if self._size == 1:
+        if self.size == 1:
             deviation = precision.rsqrt()
             return weighted / precision.squeeze(-1), deviation
         root = torch.linalg.cholesky(precision)
-        identity = torch.eye(self._size, dtype=root.dtype, device=root.device)
+        identity = torch.eye(self.size, dtype=root.dtype, device=root.device)
         deviation = torch.linalg.solve_triangular(root.mT, identity.expand_as(root), upper=True)
         return torch.cholesky_solve(weighted.unsqueeze(-1), root).squeeze(-1), deviation
 
     def law(self, moments: Tensors) -> Law:
         mean, deviation = moments
         columns = self._laid_out(deviation.movedim(-1, 0), 1)
-        return Multilinear({(): self._laid_out(mean, 0), (self.site,): columns})
+        return Multilinear({(): self.laid_out(mean), (self.site,): columns})
 
     def natural(self, moments: Tensors, gradients: Tensors) -> Tensors:
         (mean, deviation), (of_mean, of_deviation) = moments, gradients
-        if self._size == 1:
+        if self.size == 1:
             precision = -of_deviation / deviation
         else:
             precision = -torch.linalg.solve_triangular(
@@ -59,34 +59,35 @@ class GaussianFamily(Family):
     def distribution(self, natural: Tensors) -> Any:
         """Normal; or, of ``[*others]`` vectors, MultivariateNormal."""
         mean, deviation = self.moments(natural)
-        if self._size > 1:
+        if self.size > 1:
             return dist.MultivariateNormal(mean, precision_matrix=natural[1])
-        located, scale = self._laid_out(mean, 0), self._laid_out(deviation.squeeze(-1), 0)
+        located, scale = self.laid_out(mean), self.laid_out(deviation.squeeze(-1))
         return dist.Normal(located, scale).to_event(self.event_dim)
 
     def entropy(self, natural: Tensors) -> Tensor:
         _, precision = natural
-        log = precision.squeeze((-2, -1)).log() if self._size == 1 else torch.logdet(precision)
-        return 0.5 * (self._size * (1 + math.log(2 * math.pi)) - log)
+        log = precision.squeeze((-2, -1)).log() if self.size == 1 else torch.logdet(precision)
+        return 0.5 * (self.size * (1 + math.log(2 * math.pi)) - log)
 
     @property
     def jointly(self) -> bool:
         """Whether its distribution is over vectors that are laid out otherwise than the site."""
         last = (len(self.shape) - 1,)
-        return self._size > 1 and not (self.coupled == last and self.event_dim == 1)
+        return self.size > 1 and not (self.coupled == last and self.event_dim == 1)
 
     def laid_out(self, vectors: Tensor) -> Tensor:
-        """``[*shape]`` of ``[*others, R]``."""
-        return self._laid_out(vectors, 0)
+        """``[*draws, *shape]`` of ``[*draws, *others, R]``."""
+        return self._laid_out(vectors, vectors.dim() - 1 - len(self._others))
 
     def start(self, value: Tensor, spread: float) -> Tensors:
-        mean = self._packed(value)
-        precision = torch.eye(self._size, dtype=value.dtype, device=value.device) / spread**2
-        precision = precision.expand(*mean.shape, self._size).clone()
+        mean = self.packed(value)
+        precision = torch.eye(self.size, dtype=value.dtype, device=value.device) / spread**2
+        precision = precision.expand(*mean.shape, self.size).clone()
         return (precision @ mean.unsqueeze(-1)).squeeze(-1), precision
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """R."""
         size = 1
         for dim in self.coupled:
             size *= self.shape[dim]
@@ -96,11 +97,11 @@ class GaussianFamily(Family):
     def _others(self) -> list[int]:
         return [dim for dim in range(len(self.shape)) if dim not in self.coupled]
 
-    def _packed(self, value: Tensor) -> Tensor:
+    def packed(self, value: Tensor) -> Tensor:
         """``[*others, R]`` of a value."""
         others = self._others
         packed = value.permute([*others, *self.coupled])
-        return packed.reshape([*(self.shape[dim] for dim in others), self._size])
+        return packed.reshape([*(self.shape[dim] for dim in others), self.size])
 
     def _laid_out(self, tensor: Tensor, leading: int) -> Tensor:
         """``[*leading, *shape]`` of ``[*leading, *others, R]``."""

@@ -6,7 +6,7 @@ E log v = log c + Σ p E log g, and E v, which is known where every power is one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,17 @@ class Positive(Law):
                 return None
             total = total * power.mean
         return total
+
+    def divided(self, sites: Sequence[str]) -> Tensor | None:
+        """E v / Π g over the given latents; None where v is no multiple of their product."""
+        rest = self
+        for site in sites:
+            power = (rest.powers or {}).get(site)
+            if power is None or power.exponent != 1:
+                return None
+            others = {s: p for s, p in (rest.powers or {}).items() if s != site}
+            rest = replace(rest, powers=others)
+        return rest.mean()
 
     def compact(self, keep: int = 0) -> Positive:
         """The law with one entry along each dimension that it was expanded over, but the last ones."""

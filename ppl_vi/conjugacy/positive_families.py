@@ -27,8 +27,16 @@ class GammaFamily(Family):
         """What is taken off the shape in its natural parameter."""
         return 1.0
 
+    def as_precision(self, value: Tensor) -> Tensor:
+        """The number that has the Gamma distribution, of a value of the site."""
+        return value
+
+    def usual(self, natural: Tensors) -> tuple[Tensor, Tensor]:
+        """a and b."""
+        return natural[0] + self._less, -natural[1]
+
     def moments(self, natural: Tensors) -> Tensors:
-        shape, rate = natural[0] + self._less, -natural[1]
+        shape, rate = self.usual(natural)
         return shape.digamma() - rate.log(), shape / rate
 
     def law(self, moments: Tensors) -> Law:
@@ -36,7 +44,7 @@ class GammaFamily(Family):
         return Positive(log, torch.ones_like(log), {self.site: Power(mean, 1.0)})
 
     def distribution(self, natural: Tensors) -> Any:
-        return dist.Gamma(natural[0] + self._less, -natural[1]).to_event(self.event_dim)
+        return dist.Gamma(*self.usual(natural)).to_event(self.event_dim)
 
     def start(self, value: Tensor, spread: float) -> Tensors:
         shape = torch.full_like(value, spread**-2)
@@ -52,13 +60,16 @@ class InverseGammaFamily(GammaFamily):
     def _less(self) -> float:
         return -1.0
 
+    def as_precision(self, value: Tensor) -> Tensor:
+        return 1 / value
+
     def law(self, moments: Tensors) -> Law:
         law = super().law(moments)
         assert isinstance(law, Positive)
         return law.to_the(-1.0)
 
     def distribution(self, natural: Tensors) -> Any:
-        return dist.InverseGamma(natural[0] + self._less, -natural[1]).to_event(self.event_dim)
+        return dist.InverseGamma(*self.usual(natural)).to_event(self.event_dim)
 
     def start(self, value: Tensor, spread: float) -> Tensors:
         return super().start(1 / value, spread)

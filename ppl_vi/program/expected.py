@@ -94,11 +94,17 @@ class Terms(NamedTuple):
     trace: Any
 
 
-def latents_of(pair: Pair, draw: Draw) -> Latents:
-    """The latents and the parameters of a model, from one run in which a function draws the sites."""
+def latents_of(pair: Pair, draw: Draw, values: Mapping[str, Tensor] | None = None) -> Latents:
+    """The latents and the parameters of a model, from one run.
+
+    Args:
+        pair: the model and its arguments.
+        draw: draws its sites.
+        values: of some of them, which are not drawn.
+    """
     with warnings.catch_warnings(), DrawSites(draw):
         warnings.filterwarnings("ignore", "Singular sample")  # torch says it of every Wishart draw
-        trace = trace_model(pair, {})
+        trace = trace_model(pair, values or {})
     sites = factor_sites(trace)
     frames = [frame for site in sites.values() for frame in plate_frames(site)]
     latents = tuple(

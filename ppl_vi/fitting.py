@@ -43,7 +43,7 @@ from ppl_vi.running import (
 from ppl_vi.starting import initial_values, look_at, resolve_guide
 from ppl_vi.stopping import StopReason
 from ppl_vi.streaming import Stream
-from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
+from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
 
@@ -212,7 +212,7 @@ def _trained(
     settings: _Settings, job: Job, structure: Structure, started: float, bar: tqdm[Any]
 ) -> FitResult:
     objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
-    model = model_for(objective, job, structure)
+    model = job.model if is_swept(job.guide) else model_for(objective, job, structure)
     start = FittedParameters.capture((job.model, job.guide))
     moved = _moved(settings, objective, model, job, bar)
     elbo = estimate_elbo(job.weighted_pairs())
@@ -295,7 +295,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         if is_swept(guide):
             check_settings(settings.objective, settings.optimizer)
-            batch = look_at(source, plates)
+            batch = look_at(source, plates, ROWS_TO_START)
             guide.begin(batch.args, batch.kwargs, values, plates, elsewhere=restart > 0)
         job = Job(model, guide, source, plates)
         return job, job.check()

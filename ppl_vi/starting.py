@@ -79,11 +79,19 @@ def resolve_guide(
     return build(visible, start)
 
 
-def look_at(source: DataSource, data_plates: frozenset[str]) -> Batch:
-    """All rows, or a batch to look at: the first rows of sorted data would tell of one end alone."""
+def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:
+    """All rows, or a batch to look at: the first rows of sorted data would tell of one end alone.
+
+    Args:
+        source: the data.
+        data_plates: empty where there is but one batch.
+        fewest: rows to take where they are in memory, even if a batch has not so many.
+    """
     if not data_plates:
         return source.whole()
     with forked_rng(seed=0):
+        if source.by_rows and source.num_rows and fewest:
+            return source.at(torch.randperm(source.num_rows)[:fewest])
         return next(source.epoch())
 
 

@@ -24,6 +24,9 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 _PASS_TOLERANCE = 1e-5
 """Likewise, of the mean over one pass from that over the pass before."""
 
+ROWS_TO_START = 10_000
+"""From which a fit on minibatches starts; one batch may be too small to show all clusters."""
+
 
 @runtime_checkable
 class SweptGuide(Protocol):

@@ -62,3 +62,25 @@ def test_a_gradient_guide_finds_a_wishart_posterior() -> None:
         assert ((draws.mean(0) / exact.mean - 1).abs() < 0.05).all()
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_draws_in_single_precision_are_symmetric() -> None:
+    """However large, so that checks of the support take them."""
+    scale = 1e-4 * torch.eye(8) + 1e-5
+    wishart = Wishart(torch.tensor(40_000.0), precision_matrix=scale)
+    drawn = wishart.sample((50,))
+    assert torch.equal(drawn, drawn.mT)
+    assert constraints.positive_definite.check(drawn).all()
+
+
+def test_wide_matrices_in_single_precision_are_fitted() -> None:
+    """Far from the start their rounded values are not positive definite."""
+
+    def model(x: torch.Tensor) -> None:
+        precision = pyro.sample("precision", dist.Wishart(torch.tensor(12.0), torch.eye(10)))
+        with pyro.plate("data", len(x)):
+            zero = torch.zeros(10)
+            pyro.sample("x", dist.MultivariateNormal(zero, precision_matrix=precision), obs=x)
+
+    result = fit(model, "cavi", torch.randn(50, 10), seed=0, progress=False)
+    assert result.guide.factors()["precision"].df.item() == pytest.approx(62.0)

@@ -14,7 +14,8 @@ from ppl_vi.conjugacy.densities import (
     positive,
     summed,
 )
-from ppl_vi.conjugacy.sums import broadcast_but_last, compact, summed_product
+from ppl_vi.conjugacy.sums import compact, summed_product
+from ppl_vi.conjugacy.taking import taken
 
 
 @density("Poisson")
@@ -27,10 +28,9 @@ def _poisson(distribution: Any, value: Any, events: int) -> Tensor:
 @density("Categorical")
 def _categorical(distribution: Any, value: Any, events: int) -> Tensor:
     """E log p_v."""
-    v = certain(value, "value").long().unsqueeze(-1)
+    places = compact(certain(value, "value").long())
     logs = positive(distribution.probs, "probs").compact(keep=1).log
-    logs, v = broadcast_but_last(logs, compact(v, keep=1))
-    return summed(logs.gather(-1, v).squeeze(-1), distribution, events)
+    return summed(taken(logs, places), distribution, events)
 
 
 @density("OneHotCategorical")

@@ -27,4 +27,4 @@ class Wishart(dist.Wishart):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """``[*sample_shape, *batch, D, D]``, by Bartlett's decomposition."""
         drawn: Tensor = self._bartlett_sampling(torch.Size(sample_shape))
-        return drawn
+        return 0.5 * (drawn + drawn.mT)  # rounding leaves a difference

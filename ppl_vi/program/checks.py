@@ -165,7 +165,8 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
     except (ValueError, RuntimeError):
         shape = transform.inverse_shape(value.shape)
     unconstrained = torch.zeros(shape, dtype=value.dtype, device=value.device)
-    return [transform(unconstrained + shift) for shift in (-4.0, 4.0)]
+    wide = [transform(unconstrained + shift) for shift in (-4.0, 4.0)]
+    return [far for far in wide if _inside(support, far)]  # rounding may have left it
 
 
 def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:

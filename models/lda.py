@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vi.distributions import IndexedCategorical
 from ppl_vi.errors import DataError
 from ppl_vi.models.checks import check_lengths, check_shape, count, positive
 from ppl_vi.program import counted
@@ -93,7 +94,7 @@ class LatentDirichletAllocation:
             theta = pyro.sample("theta", dist.Dirichlet(prior))
         with pyro.plate("tokens", len(words)), counted(1.0 if counts is None else counts):
             z = pyro.sample("z", dist.Categorical(theta[documents]))
-            w: Tensor = pyro.sample("w", dist.Categorical(phi[z]), obs=words)
+            w: Tensor = pyro.sample("w", IndexedCategorical(phi, z), obs=words)
         return w
 
 

@@ -33,6 +33,17 @@ def _categorical(distribution: Any, value: Any, events: int) -> Tensor:
     return summed(taken(logs, places), distribution, events)
 
 
+@density("IndexedCategorical")
+def _indexed_categorical(distribution: Any, value: Any, events: int) -> Tensor:
+    """E log p_(row, v)."""
+    rows, places = distribution.rows, compact(certain(value, "value").long())
+    rows = compact(certain(rows, "rows").long())
+    logs = positive(distribution.probs, "probs").log
+    wide = any(min(sizes) > 1 for sizes in zip(rows.shape[::-1], places.shape[::-1], strict=False))
+    found = logs[rows, places] if wide else taken(logs[rows], places)
+    return summed(found, distribution, events)
+
+
 @density("OneHotCategorical")
 def _one_hot(distribution: Any, value: Any, events: int) -> Tensor:
     """Σ v E log p."""

@@ -11,9 +11,10 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Multinomial, OneHotCategorical
 
+from ppl_vi.distributions import IndexedCategorical
 from ppl_vi.program.layout import innermost, plate_frames
 
-_LABELS = (Categorical, OneHotCategorical)
+_LABELS = (Categorical, OneHotCategorical, IndexedCategorical)
 """Their values are names, between which there are no distances."""
 
 

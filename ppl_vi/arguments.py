@@ -1,6 +1,7 @@
 """Tensors, arrays and tables as the arguments of a program."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Real
@@ -62,7 +63,12 @@ def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     # torch has no floats of more than 64 bits, and can't index unsigned integers of more than 8.
     if (kind == "f" and size > 8) or (kind == "u" and size > 1):
         dtype = np.dtype(np.float64 if kind == "f" else np.int64)
-    tensor = torch.from_numpy(np.array(array, dtype, order="C"))
+    if isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of each that it could be written to
+            tensor = torch.from_numpy(array)  # a copy would take the memory that the file saves
+    else:
+        tensor = torch.from_numpy(np.array(array, dtype, order="C"))
     return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -409,3 +411,13 @@ def test_a_loader_must_give_batches_with_rows():
     strange = data_source(loader(Items(list(numbered())), 4, collate_fn=len))
     with pytest.raises(DataError, match="no tensor with a first dimension"):
         list(strange.epoch())
+
+
+def test_rows_on_disk_are_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(12, dtype=np.float32).reshape(6, 2))
+    mapped = np.load(path, mmap_mode="r")
+    source = data_source(mapped, batch_size=2)
+    whole = source.whole().args[0]
+    assert whole.data_ptr() == mapped.ctypes.data
+    assert next(batch.args[0].tolist() for batch in source.sequence()) == [[0.0, 1.0], [2.0, 3.0]]

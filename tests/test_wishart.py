@@ -36,6 +36,7 @@ def test_draws_have_the_right_mean_and_do_not_warn() -> None:
     assert ((draws.mean(0) - 5 * scale).abs() < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_a_gradient_guide_finds_a_wishart_posterior() -> None:
     """The bound is below the evidence, which is exact, by little; and the mean is the posterior's."""
     torch.set_default_dtype(torch.float64)

@@ -100,7 +100,7 @@ def told(name: str, samples: Any, start: Any) -> Any:
     return samples[:, rows]
 
 
-@pytest.mark.parametrize("make", [mixture, regression])
+@pytest.mark.parametrize("make", [mixture, pytest.param(regression, marks=pytest.mark.slow)])
 def test_numpyro_stays_at_the_solution(twins: Any, make: Any) -> None:
     import jax
     from numpyro.infer import SVI

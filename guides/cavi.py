@@ -38,10 +38,11 @@ class CAVIGuide(torch.nn.Module):
 
     The updates are derived from the program: its latents carry moments instead of values, and the
     gradient of the expected log-joint in the moments of a factor is the factor's new natural
-    parameter. Finite discrete latents are summed out exactly. Entries of a Gaussian site that depend on
-    each other given all else (regression weights, say) share a full covariance. Parameters of the model
-    (``pyro.param``) are set to where the bound is highest, which is variational EM, and without
-    continuous latents EM itself. The ELBO never falls, and is exact.
+    parameter. Finite discrete latents are summed out exactly in sweeps, and drawn in the guide, each
+    given those that it depends on. Entries of a Gaussian site that depend on each other given all else
+    (regression weights, say) share a full covariance. Parameters of the model (``pyro.param``) are set
+    to where the bound is highest, which is variational EM, and without continuous latents EM itself.
+    The ELBO never falls, and is exact.
 
     With minibatches, the factors of rows are solved for in each batch, and the others take a natural
     gradient step of size (t + delay)^-forgetting: the bound of each step is then noisy.

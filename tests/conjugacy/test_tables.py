@@ -258,3 +258,31 @@ def test_a_fitted_chain_is_an_ordinary_result(made: Any) -> None:
     assert result.predict(y[:2], lengths[:2], num_samples=3)["y_2"].shape == (3, *y[:2, 2].shape)
     arviz = result.to_arviz(4)
     assert arviz.posterior["z_3"].shape[1:] == (4, 5)
+
+
+def test_what_is_left_out_is_summed_out_again() -> None:
+    def model() -> None:
+        with pyro.plate("kinds", 3):
+            emission = pyro.sample("emission", dist.Dirichlet(torch.ones(2, 4)).to_event(1))
+        one: Any = torch.tensor(0)
+        two: Any = torch.tensor(0)
+        for t in pyro.markov(range(4)):
+            one = pyro.sample(f"one_{t}", dist.Categorical(STEP[one]))
+            two = pyro.sample(f"two_{t}", dist.Categorical(STEP_OF_TWO[two]))
+            pyro.sample(f"y_{t}", dist.Categorical(emission[one, two]), obs=Y[0, t])
+
+    result = fit(model, "cavi", steps=5, seed=0, progress=False)
+    assert set(result.guide.factors()) == {"emission"}
+    assert result.elbo > result.bound  # which has a factor for the chains
+    assert result.sample(3)["two_3"].shape == (3,)
+
+
+def test_tables_of_batches() -> None:
+    """Chains in the rows of minibatches: within 4 standard errors, one false alarm in 16,000."""
+    y, lengths = Y.repeat(3, 1), RUNNING.sum(-1).repeat(3)
+    model = CategoricalHMM(3, 4)
+    settings: Any = {"batch_size": 4, "steps": 8, "seed": 0, "progress": False}
+    result = fit(model, "cavi", (y, lengths), **settings)
+    assert result.elbo.standard_error > 0
+    assert abs(result.elbo - result.bound) < 4 * result.elbo.standard_error
+    assert result.sample(5)["z_5"].shape == (5, 15)

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy import (
     Ascent,
-    Family,
-    GaussianFamily,
     Kind,
     LatentSite,
+    Table,
     Tensors,
     Weights,
     analyse,
+    check_values,
     kinds_of,
+    remarks_on,
     start,
 )
 from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
 from ppl_vi.conjugacy.starts import draw_of_prior
-from ppl_vi.errors import GuideError, ModelError
-from ppl_vi.program import Pair, counted, latents_of, unheard
+from ppl_vi.errors import GuideError
+from ppl_vi.guides.drawing import discrete, draw, plates_of
+from ppl_vi.program import Pair, latents_of, unheard
 from ppl_vi.registry import register_swept_guide
-
-_ONE_ELEMENT = 1.0
 
 
 class CAVIGuide(torch.nn.Module):
@@ -40,10 +38,11 @@ class CAVIGuide(torch.nn.Module):
 
     The updates are derived from the program: its latents carry moments instead of values, and the
     gradient of the expected log-joint in the moments of a factor is the factor's new natural
-    parameter. Finite discrete latents are summed out exactly. Entries of a Gaussian site that depend on
-    each other given all else (regression weights, say) share a full covariance. Parameters of the model
-    (``pyro.param``) are set to where the bound is highest, which is variational EM, and without
-    continuous latents EM itself. The ELBO never falls, and is exact.
+    parameter. Finite discrete latents are summed out exactly in sweeps, and drawn in the guide, each
+    given those that it depends on. Entries of a Gaussian site that depend on each other given all else
+    (regression weights, say) share a full covariance. Parameters of the model (``pyro.param``) are set
+    to where the bound is highest, which is variational EM, and without continuous latents EM itself.
+    The ELBO never falls, and is exact.
 
     With minibatches, the factors of rows are solved for in each batch, and the others take a natural
     gradient step of size (t + delay)^-forgetting: the bound of each step is then noisy.
@@ -104,6 +103,7 @@ class CAVIGuide(torch.nn.Module):
         self._ascent: Ascent | None = None
         self._sites: dict[str, LatentSite] = {}
         self._buffers_of: dict[str, tuple[str, ...]] = {}
+        self._parents: dict[str, tuple[str, ...]] = {}
         self._learned: tuple[Tensor, ...] = ()
         self._weights: Weights = {}
         self._rows: frozenset[str] = frozenset()
@@ -142,7 +142,7 @@ class CAVIGuide(torch.nn.Module):
                 f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
                 f"minibatches. Give it a prior, or leave batch_size out."
             )
-        _check_values(values, ascent.draws, known)
+        check_values(values, ascent.draws, known)
         located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
         state = ascent.around(located, SPREAD)
         self._kinds = ()
@@ -156,15 +156,12 @@ class CAVIGuide(torch.nn.Module):
         for name, buffers in self._buffers_of.items():
             for buffer, tensor in zip(buffers, state[name], strict=True):
                 self._keep(buffer, tensor)
-        self._discrete: tuple[str, ...] = ()
+        self._parents = {}
         if rows:
             return
         with pyro.validation_enabled(False):
             self._weights = ascent.weights(state)[1]
-        conditionals = ascent.conditionals(state)
-        self._discrete = tuple(conditionals)
-        for number, probabilities in enumerate(conditionals.values()):
-            self._keep(f"states_{number}", probabilities)
+        self._keep_tables(ascent.tables(state, self._weights))
 
     @property
     def learned(self) -> tuple[Tensor, ...]:
@@ -224,22 +221,45 @@ class CAVIGuide(torch.nn.Module):
 
         return step
 
-    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The bound with the factors of these rows at their optimum, in nats."""
-        with pyro.validation_enabled(False):
-            return solved(self._on(args, kwargs)[0], self._state(), self._local)[0]
-
     def settle(self) -> None:
-        """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
-        if self._rows:
-            return
+        """Set the factors of discrete latents, which sweeps leave out, to their optimum.
+
+        And count their elements, which ``bound`` does of minibatches.
+        """
         ascent, state = self._begun(), self._state()
-        for number, probabilities in enumerate(ascent.conditionals(state).values()):
-            self._keep(f"states_{number}", probabilities)
-        counts = ascent.counts(state)
-        self._kinds = tuple(kinds_of(ascent.terms(ascent.moments(state))))
+        self._kinds = ()
+        if not self._rows:
+            self._keep_tables(ascent.tables(state, self._weights))
+            self._count(ascent, state, self._weights, 1.0)
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> Tensor:
+        """The bound with the factors of these rows at their optimum, in nats.
+
+        Their elements are counted, with those of other batches since ``settle``.
+
+        Args:
+            args: of the model, with the rows of a batch.
+            kwargs: likewise.
+            share: the batch's part of all rows.
+        """
+        ascent, _ = self._on(args, kwargs)
+        with pyro.validation_enabled(False):
+            found, state, weights = solved(ascent, self._state(), self._local)
+        self._count(ascent, state, weights, share)
+        return found
+
+    def _count(
+        self, ascent: Ascent, state: dict[str, Tensors], weights: Weights, share: float
+    ) -> None:
+        """Add to the counts what is expected of these rows, each of which stands for 1 / share."""
+        counts = ascent.counts(state, weights)
+        first = not self._kinds
+        if first:
+            self._kinds = tuple(kinds_of(ascent.terms(ascent.moments(state))))
         for number, kind in enumerate(self._kinds):
-            self._keep(f"counts_{number}", torch.stack([counts[n] for n in kind.sites]).sum(0))
+            own = share * torch.stack([counts[name] for name in kind.sites]).sum(0)
+            before = 0.0 if first else self.get_buffer(f"counts_{number}")
+            self._keep(f"counts_{number}", before + own)
 
     def occupancies(self) -> dict[str, Tensor]:
         """How many elements the fit expects in each state, Σ_i q(z_i = k), ``[K]`` by discrete site.
@@ -253,55 +273,52 @@ class CAVIGuide(torch.nn.Module):
 
     def remarks(self) -> tuple[str, ...]:
         """Which components are empty, a line for each discrete site that has some."""
-        lines = []
-        for name, counts in self.occupancies().items():
-            empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
-            if empty and counts.sum().round() >= len(counts):
-                lines.append(
-                    f"site '{name}': {len(empty)} of {len(counts)} components are empty (less than "
-                    f"one element expected): {', '.join(map(str, empty))}"
-                )
-        return tuple(lines)
+        return remarks_on(self.occupancies())
 
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.
 
         Gaussian sites whose entries are coupled across plates are vectors, MultivariateNormal. Those in
         a joint factor with their precision are here by themselves, StudentT or MultivariateStudentT.
-        Discrete latents that are tied to other discrete ones (a Markov chain) are left out; after
-        minibatches so are the latents of rows, which are solved for when the guide is called with rows.
+        So are discrete latents that depend on others, such as those of a Markov chain: the guide draws
+        each given its parents, and here is its marginal. Those whose q is no product of that kind (two
+        chains that meet in every observation) are left out; after minibatches so are the latents of
+        rows, which are solved for when the guide is called with rows.
         """
         ascent, found = self._begun(), dict[str, Any]()
         for name, own in self._state().items():
             found |= ascent.families[name].distributions(own)
-        return {**found, **_discrete(self._probabilities(), self._sites)}
+        tables = self._tables().items()
+        return {**found, **{n: discrete(self._sites[n], table.marginal) for n, table in tables}}
 
-    def _probabilities(self) -> dict[str, Tensor]:
+    def _tables(self) -> dict[str, Table]:
         """Of the discrete latents, as far as they are kept."""
-        return {name: self.get_buffer(f"states_{i}") for i, name in enumerate(self._discrete)}
+        own = enumerate(self._parents.items())
+        return {n: Table(parents, self.get_buffer(f"states_{i}")) for i, (n, parents) in own}
+
+    def _keep_tables(self, tables: Mapping[str, Table]) -> None:
+        self._parents = {name: table.parents for name, table in tables.items()}
+        for number, table in enumerate(tables.values()):
+            self._keep(f"states_{number}", table.joint)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent, inside the plates of the model."""
         if self._ascent is None:
             self.begin(args, kwargs, {})
         if not self._rows:
-            plates = {p.name: p for site in self._sites.values() for p in site.plates}
-            made = {name: pyro.plate(name, p.size, dim=p.dim) for name, p in plates.items()}
-            own = self._begun(), self._state(), self._probabilities(), self._sites
-            return _drawn(*own, made)
+            ascent, state, tables, sites = self._begun(), self._state(), self._tables(), self._sites
+            return draw(ascent.families, state, tables, sites, plates_of(sites))
         with unheard():
             _, sites = self._on(args, kwargs)
-        plates = {p.name: p for site in sites.values() for p in site.plates}
-        made = {
-            name: pyro.plate(name, p.full_size, subsample_size=p.size, dim=p.dim)
-            for name, p in plates.items()
+        plates = plates_of(sites)
+        rows = {
+            n: plate.indices for n, plate in plates.items() if plate.subsample_size < plate.size
         }
-        rows = {n: made[n].indices for n, p in plates.items() if p.size < p.full_size}
         with unheard(), pyro.validation_enabled(False):
             ascent, sites = self._on(args, kwargs, rows)
-            _, state, _ = solved(ascent, self._state(), self._local)
-            probabilities = ascent.conditionals(state)
-        return _drawn(ascent, state, probabilities, sites, made)
+            _, state, weights = solved(ascent, self._state(), self._local)
+            tables = ascent.tables(state, weights)
+        return draw(ascent.families, state, tables, sites, plates)
 
     def _on(
         self,
@@ -335,54 +352,6 @@ class CAVIGuide(torch.nn.Module):
         return self._ascent
 
 
-def _drawn(
-    ascent: Ascent,
-    state: Mapping[str, Tensors],
-    probabilities: Mapping[str, Tensor],
-    sites: Mapping[str, LatentSite],
-    plates: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """Draw every latent from its factor, inside its plates."""
-    drawn: dict[str, Tensor] = {}
-
-    def draw(name: str, factor: Any) -> Tensor:
-        with ExitStack() as stack:
-            for plate in sites[name].plates:
-                stack.enter_context(plates[plate.name])
-            if name in probabilities:  # its entropy counts as often as its prior
-                stack.enter_context(counted(sites[name].times))
-            drawn[name] = pyro.sample(name, factor)
-        return drawn[name]
-
-    def draw_family(family: Family, factor: Any) -> Tensor:
-        if isinstance(family, GaussianFamily) and family.jointly:
-            vectors = pyro.sample(
-                f"{family.site}_jointly",
-                factor.to_event(len(factor.batch_shape)),
-                infer={"is_auxiliary": True},
-            )
-            factor = dist.Delta(family.laid_out(vectors), event_dim=family.event_dim)
-        return draw(family.site, factor)
-
-    for name, own in state.items():
-        ascent.families[name].draw(own, draw_family)
-    for name, factor in _discrete(probabilities, sites).items():
-        draw(name, factor)
-    return drawn
-
-
-def _discrete(
-    probabilities: Mapping[str, Tensor], sites: Mapping[str, LatentSite]
-) -> dict[str, Any]:
-    """The factors of discrete latents, ``[*plates]``, of ``[*plates, states]``."""
-    return {
-        name: dist.Bernoulli(probs=own[..., 1])
-        if sites[name].prior == "Bernoulli"
-        else dist.Categorical(probs=own)
-        for name, own in probabilities.items()
-    }
-
-
 def _flat(state: Mapping[str, Tensors]) -> tuple[Tensor, ...]:
     return tuple(tensor for own in state.values() for tensor in own)
 
@@ -392,24 +361,6 @@ def _check_rates(delay: float, forgetting: float) -> None:
         raise ValueError(f"delay must be a number from 0 on, not {delay!r}.")
     if not 0.5 < forgetting <= 1:
         raise ValueError(f"forgetting must be above 0.5 and at most 1, not {forgetting!r}.")
-
-
-def _check_values(
-    values: Mapping[str, Tensor], draws: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> None:
-    """Raise ModelError for a starting value that has no place, or the wrong shape."""
-    for name, value in values.items():
-        if name not in draws and name not in parameters:
-            known = ", ".join(f"'{one}'" for one in sorted({*draws, *parameters})) or "none"
-            raise ModelError(
-                f"initial_values: '{name}' is no continuous latent or parameter of the model. Those "
-                f"are {known}: leave '{name}' out, or name one of them."
-            )
-        if name in draws and value.shape != draws[name].shape:
-            raise ModelError(
-                f"initial_values: '{name}' has shape {tuple(value.shape)}, but the site has "
-                f"{tuple(draws[name].shape)}. Give one value for each of its entries."
-            )
 
 
 register_swept_guide("cavi", CAVIGuide)

@@ -74,11 +74,14 @@ class SweptGuide(Protocol):
     ) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """From the size of a step on a minibatch to its bound and the tensors it comes to."""
 
-    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The bound with the factors of these rows at their optimum."""
-
     def settle(self) -> None:
         """Set what sweeps leave out, after the last of them."""
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> Tensor:
+        """The bound with the factors of these rows, a share of all, at their optimum.
+
+        It is asked for every batch once, after ``settle``.
+        """
 
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the fit that the ELBO does not say, a line each."""
@@ -178,5 +181,5 @@ def _bound(guide: SweptGuide, job: Job) -> float:
     total = 0.0
     for pair, share, handler in job.weighted_pairs():
         with handler:
-            total += share * guide.bound(pair.args, pair.kwargs).item()
+            total += share * guide.bound(pair.args, pair.kwargs, share).item()
     return total

@@ -9,10 +9,11 @@ from ppl_vi.conjugacy import wishart_family as wishart_family
 from ppl_vi.conjugacy.analysis import analyse
 from ppl_vi.conjugacy.ascent import Ascent, Weights
 from ppl_vi.conjugacy.densities import certain, density, gaussian, mean_of, positive, summed
-from ppl_vi.conjugacy.families import Family, Tensors, family
+from ppl_vi.conjugacy.families import Factor, Family, Tensors, family
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
-from ppl_vi.conjugacy.kinds import Kind, kinds_of
-from ppl_vi.conjugacy.starts import start
+from ppl_vi.conjugacy.kinds import Kind, kinds_of, remarks_on
+from ppl_vi.conjugacy.starts import check_values, start
+from ppl_vi.conjugacy.tables import Table
 from ppl_vi.conjugacy.values import (
     MOVES,
     SPREADS,
@@ -28,6 +29,7 @@ __all__ = [
     "MOVES",
     "SPREADS",
     "Ascent",
+    "Factor",
     "Family",
     "GaussianFamily",
     "Kind",
@@ -35,17 +37,20 @@ __all__ = [
     "Law",
     "NotConjugateError",
     "Operation",
+    "Table",
     "Tensors",
     "Uncertain",
     "Weights",
     "analyse",
     "certain",
+    "check_values",
     "density",
     "family",
     "gaussian",
     "kinds_of",
     "mean_of",
     "positive",
+    "remarks_on",
     "rule",
     "start",
     "summed",

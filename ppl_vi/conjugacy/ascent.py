@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppl_vi.conjugacy.densities import expected_log_density
 from ppl_vi.conjugacy.families import Factor, Tensors
+from ppl_vi.conjugacy.tables import Table, counts_of, tables_of
 from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
 from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
 
@@ -146,31 +147,15 @@ class Ascent:
                 found[term.group] = joint.reshape(term.log_prob.shape)
         return found
 
-    def conditionals(self, state: State) -> dict[str, Tensor]:
-        """q of each enumerated site that no term ties to another one, ``[*plates, states]``."""
-        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        _, terms, weights = self._weighted(moments)
-        tied = {n for t in terms.every if len(t.latents) > 1 for n in t.latents.values()}
-        found = {}
-        for term in terms.every:
-            if term.own_dim is None or term.name in tied:
-                continue
-            joint = weighing(weights)(term).movedim(term.own_dim, -1)
-            joint = joint.reshape(joint.shape[joint.dim() - 1 - term.depth :])
-            found[term.name] = joint / joint.sum(-1, keepdim=True)
-        return found
+    def tables(self, state: State, weights: Weights) -> dict[str, Table]:
+        """q of the enumerated sites, each given some of those before it, where q is such a product."""
+        with torch.no_grad():
+            return tables_of(self.terms(self.moments(state)), weighing(weights))
 
-    def counts(self, state: State) -> dict[str, Tensor]:
+    def counts(self, state: State, weights: Weights) -> dict[str, Tensor]:
         """How many elements q expects in each state of each enumerated site, ``[states]``."""
-        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        _, terms, weights = self._weighted(moments)
-        found = {}
-        for term in terms.every:
-            if term.own_dim is not None:
-                weight, mask = weighing(weights)(term), terms.trace.nodes[term.name]["mask"]
-                weight = weight if mask is None else weight * mask
-                found[term.name] = weight.movedim(term.own_dim, 0).flatten(1).sum(-1)
-        return found
+        with torch.no_grad():
+            return counts_of(self.terms(self.moments(state)), weighing(weights))
 
     def maximize(self, state: State, weights: Weights, parameters: Sequence[Tensor]) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.

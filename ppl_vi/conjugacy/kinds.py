@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ppl_vi.program import Terms, innermost
+
+_ONE_ELEMENT = 1.0
 
 
 class Kind(NamedTuple):
@@ -83,3 +86,20 @@ def _leaves(tensor: Tensor) -> frozenset[int]:
             found.add(id(node.variable))
         waiting += [following for following, _ in node.next_functions]
     return frozenset(found)
+
+
+def remarks_on(occupancies: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Which components are empty, a line for each discrete site that has some.
+
+    Args:
+        occupancies: the expected number of elements in each state, ``[states]`` by site.
+    """
+    lines = []
+    for name, counts in occupancies.items():
+        empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
+        if empty and counts.sum().round() >= len(counts):
+            lines.append(
+                f"site '{name}': {len(empty)} of {len(counts)} components are empty (less than "
+                f"one element expected): {', '.join(map(str, empty))}"
+            )
+    return tuple(lines)

@@ -20,6 +20,7 @@ from ppl_vi.clusters import cluster_labels
 from ppl_vi.conjugacy.ascent import Ascent, State
 from ppl_vi.conjugacy.families import Tensors
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
+from ppl_vi.errors import ModelError
 from ppl_vi.program import Term, Terms, draw_plainly, expanded_parameter, features, innermost
 
 _SHARED = 0.01
@@ -193,3 +194,21 @@ def _laid_out(term: Term, probabilities: Tensor, nesting: int) -> Tensor:
     """``[states, elements]`` laid out as the site's term is."""
     between = -(term.own_dim or 0) - 1 - nesting
     return probabilities.reshape([len(probabilities), *[1] * between, *_plates(term, nesting)])
+
+
+def check_values(
+    values: Mapping[str, Tensor], draws: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError for a starting value that has no place, or the wrong shape."""
+    for name, value in values.items():
+        if name not in draws and name not in parameters:
+            known = ", ".join(f"'{one}'" for one in sorted({*draws, *parameters})) or "none"
+            raise ModelError(
+                f"initial_values: '{name}' is no continuous latent or parameter of the model. Those "
+                f"are {known}: leave '{name}' out, or name one of them."
+            )
+        if name in draws and value.shape != draws[name].shape:
+            raise ModelError(
+                f"initial_values: '{name}' has shape {tuple(value.shape)}, but the site has "
+                f"{tuple(draws[name].shape)}. Give one value for each of its entries."
+            )

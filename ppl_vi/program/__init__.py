@@ -21,7 +21,13 @@ from ppl_vi.program.expected import (
 )
 from ppl_vi.program.features import features
 from ppl_vi.program.inspection import inspect
-from ppl_vi.program.layout import align, expanded_parameter, innermost, joint_support
+from ppl_vi.program.layout import (
+    align,
+    expanded_parameter,
+    innermost,
+    joint_support,
+    plate_frames,
+)
 from ppl_vi.program.messengers import (
     DataPlate,
     Draw,
@@ -90,6 +96,7 @@ __all__ = [
     "observed_values",
     "only_expectation",
     "plate_dims",
+    "plate_frames",
     "pointwise_log_likelihood",
     "predictive_draws",
     "run",

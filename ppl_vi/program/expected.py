@@ -38,6 +38,7 @@ class LatentSite(NamedTuple):
         plates: around it, outermost dimension first.
         enumerable: whether it is discrete, with finite support.
         times: how often it counts, by ``poutine.scale``; scales of its plates are left out.
+        mask: which of its elements count at all, by ``poutine.mask``; None for all of them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LatentSite(NamedTuple):
     plates: tuple[Plate, ...]
     enumerable: bool
     times: Tensor | float
+    mask: Tensor | bool | None
 
 
 class Latents(NamedTuple):
@@ -116,6 +118,7 @@ def latents_of(pair: Pair, draw: Draw, values: Mapping[str, Tensor] | None = Non
             tuple(Plate(f.name, f.dim, f.size, f.full_size) for f in plate_frames(site)),
             bool(site["fn"].has_enumerate_support),
             site["scale"] / math.prod((f.full_size or f.size) / f.size for f in plate_frames(site)),
+            site["mask"],
         )
         for name, site in sites.items()
         if not site["is_observed"]

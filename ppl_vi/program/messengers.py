@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -21,14 +21,16 @@ Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
 
 
-def counted(times: Tensor | float) -> AbstractContextManager[Any]:
+@contextmanager
+def counted(times: Tensor | float, mask: Tensor | bool | None = None) -> Iterator[None]:
     """Sites within it count as many times as this says: Pyro's ``poutine.scale``.
 
     Args:
         times: a number, or one for each element of the sites' plates.
+        mask: which elements count at all, by ``poutine.mask``; None for all of them.
     """
-    scale: AbstractContextManager[Any] = poutine.scale(scale=times)
-    return scale
+    with poutine.scale(scale=times), nullcontext() if mask is None else poutine.mask(mask=mask):
+        yield
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_the_bound_never_falls(name: str) -> None:
         assert bounds[-1] > bounds[0]
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in CHAINS])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_the_bound_is_complete(name: str) -> None:
     """Within 4 standard errors of a Monte Carlo estimate; one false alarm in 16,000 for each."""
     model, arguments = PROGRAMS[name]
@@ -303,11 +303,8 @@ def test_what_cannot_be_compiled_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_chains_are_summed_out_again_for_the_result(name: str) -> None:
+def test_chains_are_summed_out_of_gradient_fits(name: str) -> None:
     model, arguments = PROGRAMS[name]
-    result = fit(model, "cavi", arguments, steps=4, seed=0, progress=False)
-    assert not {"z_0", "z_1"} & set(result.guide.factors())
-    assert result.elbo > result.bound  # which has a factor for the chain
     gradients = fit(model, "normal", arguments, steps=4, seed=0, progress=False)
     assert torch.isfinite(gradients.losses).all()
 

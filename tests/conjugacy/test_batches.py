@@ -151,6 +151,37 @@ def test_a_shipped_model_and_its_step_sizes() -> None:
     assert abs(whole.bound - result.bound) / len(POINTS) < 0.02
 
 
+def six_components(x: Tensor) -> None:
+    """Two of them start far from all rows. Beside them, a latent of all rows."""
+    odd = pyro.sample("odd", dist.Bernoulli(0.5))
+    pyro.sample("seen", dist.Normal(odd, 1.0), obs=torch.tensor(0.7))
+    pi = pyro.sample("pi", dist.Dirichlet(0.01 * torch.ones(6)))
+    with pyro.plate("components", 6):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(pi))
+        pyro.sample("x", dist.Normal(mu[z], 1.0).to_event(1), obs=x)
+
+
+def test_elements_of_all_batches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are where all rows are one batch: in rows, whatever a batch's rows stand for."""
+    far = torch.tensor([[90.0, 0.0, 0.0], [-90.0, 0.0, 0.0]])
+    start = {"mu": torch.cat([CENTERS.double(), far])}
+    monkeypatch.setattr(six_components, "initial_values", lambda x: start, raising=False)
+    x = torch.cat([POINTS, POINTS[:50]])  # the last batch is shorter
+    result = fit(six_components, "cavi", x, seed=0, batch_size=100, steps=61, progress=False)
+    found = result.guide.occupancies()
+    factors = result.guide.factors()
+    mu, pi = factors["mu"], factors["pi"]
+    mean, variance = mu.base_dist.loc, mu.base_dist.scale.square()
+    logits = pi.concentration.digamma() + x @ mean.T - 0.5 * (mean.square() + variance).sum(-1)
+    torch.testing.assert_close(found["z"], logits.softmax(-1).sum(0), rtol=1e-8, atol=1e-8)
+    odds = torch.tensor([0.7, 0.3]).square().mul(-0.5).softmax(0)
+    torch.testing.assert_close(found["odd"], odds, rtol=1e-10, atol=1e-10)
+    assert len(result.remarks) == 1 and "'z': 2 of 6 components are empty" in result.remarks[0]
+    assert result.remarks[0].endswith("4, 5")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"delay": -1.0}, "delay"), ({"forgetting": 0.5}, "forgetting"), ({"forgetting": 1.5}, "1.5")],

@@ -15,7 +15,7 @@ SOURCES := $(shell find ppl_vi models guides -name __pycache__ -prune -o -print)
 WHEELS := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint wheel clean
+.PHONY: help demo test test-slow bench bench-cavi lint wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ test-slow: $(VENV)/.test ## the tests that take minutes
 
 bench: $(VENV)/.bench ## ppl-vi beside its peers: tables and pictures in out/bench
 	$(PY) benchmarks/compare_peers.py --out $(OUT)/bench $(BENCH)
+
+bench-cavi: $(VENV)/.bench ## coordinate ascent beside scikit-learn, and its memory
+	$(PY) benchmarks/ascent_mixtures.py
+	$(PY) benchmarks/ascent_topics.py
+	$(PY) benchmarks/ascent_memory.py
 
 lint: $(VENV)/.lint ## ruff and mypy
 	$(PY) -m ruff check .

@@ -140,6 +140,23 @@ def child_of_two() -> None:
         pyro.sample("y", dist.Categorical(EMIT[child]), obs=Y[:, 0])
 
 
+def two_that_meet_often() -> None:
+    """The weights are those of each observation, not of each row."""
+    with pyro.plate("rows", 5, dim=-2):
+        one = pyro.sample("one", dist.Categorical(INITIAL))
+        two = pyro.sample("two", dist.Bernoulli(0.3))
+        with pyro.plate("repeats", 6, dim=-1):
+            pyro.sample("y", dist.Categorical(BOTH[one, two.long()]), obs=Y)
+
+
+def two_that_meet_where_observed() -> None:
+    with pyro.plate("rows", 5):
+        one = pyro.sample("one", dist.Categorical(INITIAL))
+        two = pyro.sample("two", dist.Bernoulli(0.3))
+        with pyro.poutine.mask(mask=RUNNING[:, 2]):
+            pyro.sample("y", dist.Categorical(BOTH[one, two.long()]), obs=Y[:, 0])
+
+
 def chains_that_meet() -> None:
     one: Any = torch.tensor(0)
     two: Any = torch.tensor(0)
@@ -172,7 +189,12 @@ WITH_TABLES = [
     two_that_meet,
     child_of_two,
 ]
-WITHOUT = [chains_that_meet, later_and_wider]
+WITHOUT = [
+    two_that_meet_often,
+    two_that_meet_where_observed,
+    chains_that_meet,
+    later_and_wider,
+]
 
 
 def begun(model: Any, *args: Any) -> CAVIGuide:

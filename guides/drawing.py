@@ -62,8 +62,10 @@ def draw(
 
     for name, own in state.items():
         families[name].draw(own, draw_family)
+    numbers: dict[str, Tensor] = {}
     for name, table in tables.items():
-        draw_site(name, discrete(sites[name], table.given(drawn)))
+        value = draw_site(name, discrete(sites[name], table.given(numbers)))
+        numbers[name] = value.argmax(-1) if _is_one_hot(sites[name]) else value.long()
     return drawn
 
 
@@ -71,4 +73,10 @@ def discrete(site: LatentSite, probabilities: Tensor) -> Any:
     """The factor of a discrete latent, ``[*plates]``, of ``[*plates, states]``."""
     if site.prior == "Bernoulli":
         return dist.Bernoulli(probs=probabilities[..., 1])
+    if _is_one_hot(site):
+        return dist.OneHotCategorical(probs=probabilities)
     return dist.Categorical(probs=probabilities)
+
+
+def _is_one_hot(site: LatentSite) -> bool:
+    return site.prior.startswith("OneHotCategorical")

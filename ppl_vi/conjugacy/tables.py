@@ -43,7 +43,7 @@ class Table(NamedTuple):
         """``[*particles, *plates, states]``: q of the latent, given draws of its parents.
 
         Args:
-            drawn: ``[*particles, *plates]`` by name, with plates of their own, or fewer.
+            drawn: numbers of states by name, ``[*particles, *plates]`` with plates of their own.
         """
         if not self.parents:
             return self.joint
@@ -53,7 +53,7 @@ class Table(NamedTuple):
             torch.arange(size, device=self.joint.device).reshape([size] + [1] * (rank - number))
             for number, size in sizes
         ]
-        return _shares(self.joint[(*elements, *(drawn[name].long() for name in self.parents))], 1)
+        return _shares(self.joint[(*elements, *(drawn[name] for name in self.parents))], 1)
 
 
 def tables_of(terms: Terms, weigh: Callable[[Term], Tensor]) -> dict[str, Table]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -22,15 +23,19 @@ from ppl_vi.conjugacy import (
     Weights,
     analyse,
     kinds_of,
+    redrawn,
     start,
 )
 from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.errors import GuideError, ModelError
+from ppl_vi.estimate import Estimate
 from ppl_vi.program import Pair, counted, latents_of, unheard
+from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import register_swept_guide
 
 _ONE_ELEMENT = 1.0
+_FRESH = 32
 
 
 class CAVIGuide(torch.nn.Module):
@@ -142,6 +147,11 @@ class CAVIGuide(torch.nn.Module):
                 f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
                 f"minibatches. Give it a prior, or leave batch_size out."
             )
+        for name, factor in ascent.sampled.items() if rows else ():
+            raise GuideError(
+                f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not "
+                f"allow here. Leave batch_size out, or fit the model with the guide 'normal'."
+            )
         _check_values(values, ascent.draws, known)
         located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
         state = ascent.around(located, SPREAD)
@@ -171,6 +181,14 @@ class CAVIGuide(torch.nn.Module):
         """The parameters of the model, which each sweep searches for."""
         return self._learned
 
+    @property
+    def searched(self) -> str:
+        """What each sweep searches for, in words; empty where all updates are in closed form."""
+        names = ", ".join(f"'{name}'" for name in (self._ascent.sampled if self._ascent else ()))
+        if names:
+            return f"factors of {names} are searched for in each sweep"
+        return "parameters of the model are searched for in each sweep" if self._learned else ""
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All that a sweep or a step starts from: natural parameters, and the weights at them."""
         own = self._state().values()
@@ -197,6 +215,7 @@ class CAVIGuide(torch.nn.Module):
         ascent = self._begun()
         with pyro.validation_enabled(False):
             state = ascent.best(self._state(), self._weights)
+            state = ascent.search(state, self._weights)
             if self._learned:
                 ascent.maximize(state, self._weights, self._learned)
             elbo, weights = ascent.weights(state)
@@ -229,6 +248,24 @@ class CAVIGuide(torch.nn.Module):
         with pyro.validation_enabled(False):
             return solved(self._on(args, kwargs)[0], self._state(), self._local)[0]
 
+    def evaluated(self, elbo: float) -> Estimate:
+        """The bound, from that of the last sweep: the same, where no site is left to gradients.
+
+        Else the sweeps have fitted the draws that they are made on, so that it is taken again on fresh
+        ones, with a standard error.
+        """
+        ascent, state = self._begun(), self._state()
+        if not ascent.sampled:
+            return Estimate(elbo)
+        with pyro.validation_enabled(False), forked_rng(seed=0):
+            fitted = ascent.at(state, self._weights)
+            others = (
+                replace(ascent, families=redrawn(ascent.families)).at(state, self._weights)
+                for _ in range(_FRESH)
+            )
+            gaps = torch.stack([other - fitted for other in others])
+        return Estimate(elbo + gaps.mean().item(), gaps.std().item() / _FRESH**0.5)
+
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum."""
         if self._rows:
@@ -252,8 +289,15 @@ class CAVIGuide(torch.nn.Module):
         return {name: self.get_buffer(buffer).clone() for name, buffer in named.items()}
 
     def remarks(self) -> tuple[str, ...]:
-        """Which components are empty, a line for each discrete site that has some."""
+        """Which sites are left to gradients, and which components are empty."""
+        ascent = self._begun()
         lines = []
+        if ascent.sampled:
+            exact = ", ".join(
+                n for n in (*ascent.families, *ascent.enumerated) if n not in ascent.sampled
+            )
+            left = "; ".join(f"{n} ({f.reason})" for n, f in ascent.sampled.items())
+            lines.append(f"exact updates: {exact}; gradients: {left}")
         for name, counts in self.occupancies().items():
             empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
             if empty and counts.sum().round() >= len(counts):

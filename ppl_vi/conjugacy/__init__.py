@@ -12,6 +12,7 @@ from ppl_vi.conjugacy.densities import certain, density, gaussian, mean_of, posi
 from ppl_vi.conjugacy.families import Family, Tensors, family
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
+from ppl_vi.conjugacy.sampled_family import SampledFamily, redrawn
 from ppl_vi.conjugacy.starts import start
 from ppl_vi.conjugacy.values import (
     MOVES,
@@ -35,6 +36,7 @@ __all__ = [
     "Law",
     "NotConjugateError",
     "Operation",
+    "SampledFamily",
     "Tensors",
     "Uncertain",
     "Weights",
@@ -46,6 +48,7 @@ __all__ = [
     "kinds_of",
     "mean_of",
     "positive",
+    "redrawn",
     "rule",
     "start",
     "summed",

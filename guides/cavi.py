@@ -35,7 +35,7 @@ from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import register_swept_guide
 
 _ONE_ELEMENT = 1.0
-_FRESH = 32
+_FRESH, _MANY = 32, 3
 
 
 class CAVIGuide(torch.nn.Module):
@@ -50,11 +50,16 @@ class CAVIGuide(torch.nn.Module):
     (``pyro.param``) are set to where the bound is highest, which is variational EM, and without
     continuous latents EM itself. The ELBO never falls, and is exact.
 
+    Continuous latents that are not conjugate have Gaussian factors before a transform to their support,
+    one for each entry, which each sweep moves uphill along gradients. Their expectations are means over
+    32 draws of noise that are made once, so that the bound on these draws never falls; the others'
+    updates are exact on it. ``remarks`` says which sites these are, and why.
+
     With minibatches, the factors of rows are solved for in each batch, and the others take a natural
     gradient step of size (t + delay)^-forgetting: the bound of each step is then noisy.
 
     Args:
-        model: a Pyro model. Its latents are Normal, MultivariateNormal, Gamma, InverseGamma,
+        model: a Pyro model. Of its latents some are Normal, MultivariateNormal, Gamma, InverseGamma,
             Exponential, Beta, Dirichlet, Wishart, or discrete with finite support.
         structured: whether a Gaussian latent whose own precision is a multiple of a Gamma, InverseGamma
             or Wishart latent has a joint factor with it, q(τ) q(μ | τ) (Normal-Gamma, Normal-Wishart),
@@ -64,8 +69,10 @@ class CAVIGuide(torch.nn.Module):
 
     Raises:
         ValueError: delay or forgetting are out of range.
-        ModelError: when it begins on data, a site is not conjugate; the message names it, and the
-            operation that has no moments. With ``structured``, no factor can be joint.
+        ModelError: when it begins on data, no site is conjugate; the message names one, and the
+            operation that has no moments. A site that is not uses the value of a latent in a branch, or
+            has a support that moves. With ``structured``, no factor can be joint.
+        GuideError: on minibatches, a site is not conjugate.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -91,7 +98,7 @@ class CAVIGuide(torch.nn.Module):
         ('StudentT', 1.71)
 
     Source: Bishop (2006), sections 2.3.6 and 3.3, and chapter 10; Winn and Bishop (2005); Hoffman,
-    Blei, Wang and Paisley (2013).
+    Blei, Wang and Paisley (2013); Giordano, Ingram and Broderick (2024), for sites left to gradients.
     """
 
     def __init__(
@@ -175,11 +182,6 @@ class CAVIGuide(torch.nn.Module):
         self._discrete = tuple(conditionals)
         for number, probabilities in enumerate(conditionals.values()):
             self._keep(f"states_{number}", probabilities)
-
-    @property
-    def learned(self) -> tuple[Tensor, ...]:
-        """The parameters of the model, which each sweep searches for."""
-        return self._learned
 
     @property
     def searched(self) -> str:
@@ -291,13 +293,12 @@ class CAVIGuide(torch.nn.Module):
     def remarks(self) -> tuple[str, ...]:
         """Which sites are left to gradients, and which components are empty."""
         ascent = self._begun()
-        lines = []
-        if ascent.sampled:
-            exact = ", ".join(
-                n for n in (*ascent.families, *ascent.enumerated) if n not in ascent.sampled
-            )
-            left = "; ".join(f"{n} ({f.reason})" for n, f in ascent.sampled.items())
-            lines.append(f"exact updates: {exact}; gradients: {left}")
+        left = [f"{name} ({factor.reason})" for name, factor in ascent.sampled.items()]
+        exact = [name for name in ascent.draws if name not in ascent.sampled]
+        many = len(ascent.enumerated) > _MANY
+        exact += [f"{len(ascent.enumerated)} discrete latents"] if many else ascent.enumerated
+        told = f"exact updates: {', '.join(exact)}; gradients: {', '.join(left)}"
+        lines = [told] if left else []
         for name, counts in self.occupancies().items():
             empty = (counts < _ONE_ELEMENT).nonzero().flatten().tolist()
             if empty and counts.sum().round() >= len(counts):

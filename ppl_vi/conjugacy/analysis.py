@@ -115,15 +115,14 @@ def _told(ascent: Ascent) -> Iterator[None]:
     """Say of which latents a program meets many draws at once, where it cannot."""
     try:
         yield
-    except NotConjugateError:
-        raise
     except ModelError as error:
-        if not ascent.sampled:
+        if not ascent.sampled or "vmap" not in str(error):
             raise
         names = ", ".join(f"'{name}'" for name in ascent.sampled)
         raise ModelError(
-            f"{names} would be left to gradients, for which the program must run on many draws at "
-            f"once (torch.vmap), without a branch on them or .item(): {error}"
+            f"{names} would be left to gradients, for which the program runs on many draws at once "
+            f"(torch.vmap): it can, unless it uses their values in a branch or by .item(). Write it "
+            f"without, or fit it with the guide 'normal'."
         ) from error
 
 

@@ -77,13 +77,14 @@ class SampledFamily(Family):
         if isinstance(transform, ComposeTransform) and not transform.parts:
             return dist.Normal(loc, scale).to_event(self.event_dim)
         before = dist.Normal(loc, scale).to_event(self.transform.domain.event_dim)
-        return _OnSupport(before, self.transform, self.support)
+        return Transformed(before, self.transform, self.support)
 
     def entropy(self, natural: Tensors) -> Tensor:
-        """``[*plates]``: Σ log s + ½ log 2πe + E log |dT/dx|, the last on the draws."""
+        """``[*plates]``: -E log q on the draws, Σ log s + ½ log 2π + ½ ε² + log |dT/dx|."""
         before = self._before(natural)
         stretched: Tensor = self.transform.log_abs_det_jacobian(before, self.transform(before))
-        own = natural[1] + 0.5 * (1 + math.log(2 * math.pi))
+        square = self.noise.square().mean(0)  # 1 on balanced draws
+        own = natural[1] + 0.5 * (square + math.log(2 * math.pi))
         events = self.transform.domain.event_dim
         own = own.sum(tuple(range(-events, 0))) if events else own
         return own + stretched.mean(0)
@@ -96,7 +97,7 @@ class SampledFamily(Family):
         return natural[0] + natural[1].exp() * self.noise
 
 
-class _OnSupport(dist.TransformedDistribution):
+class Transformed(dist.TransformedDistribution):
     """A distribution behind a transform, on a support that torch cannot tell from an affine one."""
 
     def __init__(self, before: Any, transform: Transform, support: Constraint) -> None:
@@ -107,7 +108,7 @@ class _OnSupport(dist.TransformedDistribution):
         """The distribution with other plates."""
         before = self._transform.inverse_shape(torch.Size(batch_shape) + self.event_shape)
         base = self.base_dist.expand(before[: len(before) - self.base_dist.event_dim])
-        return _OnSupport(base, self._transform, self._support)
+        return Transformed(base, self._transform, self._support)
 
     @property
     def support(self) -> Constraint:

@@ -202,8 +202,8 @@ def _averaged(
             for setting in ("mask", "scale"):
                 if isinstance(site[setting], Tensor) and is_batchedtensor(site[setting]):
                     raise ModelError(
-                        f"site '{name}': its {setting} depends on {_quoted(draws)}, which has no "
-                        f"exact update. Leave it out, or fit the model with the guide 'normal'."
+                        f"site '{name}': its {setting} depends on latents that have no exact "
+                        f"update. Write the model without, or fit it with the guide 'normal'."
                     )
         traces.append(trace)
         return densities
@@ -213,10 +213,6 @@ def _averaged(
     # A log-density without any of the draws stands S times on the same memory.
     means = {n: each[0] if each.stride(0) == 0 else each.mean(0) for n, each in found.items()}
     return traces[0], means
-
-
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def _without_masked(log_prob: Tensor, mask: Any, own_dim: int) -> Tensor:

@@ -67,7 +67,7 @@ def _with_families(pair: Pair, latents: Latents) -> Ascent:
         make = family_of(site.prior)
         if make is not None:
             families[name] = make(name, site.value.shape, site.event_dim)
-        elif site.support.is_discrete:
+        elif site.support.is_discrete or site.prior == "Delta":
             raise _without_factor(site)
         else:
             reasons[name] = f"{site.prior} is no conjugate prior"
@@ -121,8 +121,8 @@ def _told(ascent: Ascent) -> Iterator[None]:
         names = ", ".join(f"'{name}'" for name in ascent.sampled)
         raise ModelError(
             f"{names} would be left to gradients, for which the program runs on many draws at once "
-            f"(torch.vmap): it can, unless it uses their values in a branch or by .item(). Write it "
-            f"without, or fit it with the guide 'normal'."
+            f"(torch.vmap): it can, unless it uses their values in a branch, by .item() or in place. "
+            f"Write it without, or fit it with the guide 'normal'."
         ) from error
 
 

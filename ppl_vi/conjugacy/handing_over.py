@@ -54,10 +54,11 @@ def left_to_gradients(
     first: Refused | None = None
     while refused := _refused(ascent, found):
         first = first or refused[0]
+        given = frozenset(found)
         clear = [one for one in refused if len(one.latents) == 1]
         for one in clear or refused[:1]:
-            names = one.latents if clear else _fewest(ascent, found, one)
-            if not names - found.keys():
+            names = one.latents if clear else _fewest(ascent, given, one)
+            if names <= given:
                 raise one.error
             for name in sorted(names):
                 found.setdefault(name, f"site '{one.site}': {one.reason}")

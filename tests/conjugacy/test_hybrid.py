@@ -232,6 +232,8 @@ def test_as_few_as_possible_are_handed_over() -> None:
         tau = pyro.sample("tau", dist.Gamma(ONE, 1.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(a * b.exp(), tau.rsqrt()), obs=y)
+            pyro.sample("x", dist.Normal(b.exp(), tau.rsqrt()), obs=y)
+            pyro.sample("w", dist.Normal(b.exp(), tau.rsqrt()), obs=y)
 
     def mixed(y: Tensor) -> None:
         with pyro.plate("several", 3):

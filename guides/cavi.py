@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -20,15 +21,20 @@ from ppl_vi.conjugacy import (
     analyse,
     check_values,
     kinds_of,
+    redrawn,
     remarks_on,
     start,
 )
 from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.errors import GuideError
+from ppl_vi.estimate import Estimate
 from ppl_vi.guides.drawing import discrete, draw, plates_of
 from ppl_vi.program import Pair, latents_of, unheard
+from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import register_swept_guide
+
+_FRESH, _MANY = 32, 3
 
 
 class CAVIGuide(torch.nn.Module):
@@ -44,11 +50,16 @@ class CAVIGuide(torch.nn.Module):
     to where the bound is highest, which is variational EM, and without continuous latents EM itself.
     The ELBO never falls, and is exact.
 
+    Continuous latents that are not conjugate have Gaussian factors before a transform to their support,
+    one for each entry, which each sweep moves uphill along gradients. Their expectations are means over
+    32 draws of noise that are made once, so that the bound on these draws never falls; the others'
+    updates are exact on it. ``remarks`` says which sites these are, and why.
+
     With minibatches, the factors of rows are solved for in each batch, and the others take a natural
     gradient step of size (t + delay)^-forgetting: the bound of each step is then noisy.
 
     Args:
-        model: a Pyro model. Its latents are Normal, MultivariateNormal, Gamma, InverseGamma,
+        model: a Pyro model. Of its latents some are Normal, MultivariateNormal, Gamma, InverseGamma,
             Exponential, Beta, Dirichlet, Wishart, or discrete with finite support.
         structured: whether a Gaussian latent whose own precision is a multiple of a Gamma, InverseGamma
             or Wishart latent has a joint factor with it, q(τ) q(μ | τ) (Normal-Gamma, Normal-Wishart),
@@ -58,8 +69,10 @@ class CAVIGuide(torch.nn.Module):
 
     Raises:
         ValueError: delay or forgetting are out of range.
-        ModelError: when it begins on data, a site is not conjugate; the message names it, and the
-            operation that has no moments. With ``structured``, no factor can be joint.
+        ModelError: when it begins on data, no site is conjugate; the message names one, and the
+            operation that has no moments. A site that is not uses the value of a latent in a branch, or
+            has a support that moves. With ``structured``, no factor can be joint.
+        GuideError: on minibatches, a site is not conjugate.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -85,7 +98,7 @@ class CAVIGuide(torch.nn.Module):
         ('StudentT', 1.71)
 
     Source: Bishop (2006), sections 2.3.6 and 3.3, and chapter 10; Winn and Bishop (2005); Hoffman,
-    Blei, Wang and Paisley (2013).
+    Blei, Wang and Paisley (2013); Giordano, Ingram and Broderick (2024), for sites left to gradients.
     """
 
     def __init__(
@@ -142,6 +155,11 @@ class CAVIGuide(torch.nn.Module):
                 f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
                 f"minibatches. Give it a prior, or leave batch_size out."
             )
+        for name, factor in ascent.sampled.items() if rows else ():
+            raise GuideError(
+                f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not "
+                f"allow here. Leave batch_size out, or fit the model with the guide 'normal'."
+            )
         check_values(values, ascent.draws, known)
         located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
         state = ascent.around(located, SPREAD)
@@ -164,9 +182,12 @@ class CAVIGuide(torch.nn.Module):
         self._keep_tables(ascent.tables(state, self._weights))
 
     @property
-    def learned(self) -> tuple[Tensor, ...]:
-        """The parameters of the model, which each sweep searches for."""
-        return self._learned
+    def searched(self) -> str:
+        """What each sweep searches for, in words; empty where all updates are in closed form."""
+        names = ", ".join(f"'{name}'" for name in (self._ascent.sampled if self._ascent else ()))
+        if names:
+            return f"factors of {names} are searched for in each sweep"
+        return "parameters of the model are searched for in each sweep" if self._learned else ""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that a sweep or a step starts from: natural parameters, and the weights at them."""
@@ -194,6 +215,7 @@ class CAVIGuide(torch.nn.Module):
         ascent = self._begun()
         with pyro.validation_enabled(False):
             state = ascent.best(self._state(), self._weights)
+            state = ascent.search(state, self._weights)
             if self._learned:
                 ascent.maximize(state, self._weights, self._learned)
             elbo, weights = ascent.weights(state)
@@ -220,6 +242,24 @@ class CAVIGuide(torch.nn.Module):
             return bound, *_flat(state)
 
         return step
+
+    def evaluated(self, elbo: float) -> Estimate:
+        """The bound, from that of the last sweep: the same, where no site is left to gradients.
+
+        Else the sweeps have fitted the draws that they are made on, so that it is taken again on fresh
+        ones, with a standard error.
+        """
+        ascent, state = self._begun(), self._state()
+        if not ascent.sampled:
+            return Estimate(elbo)
+        with pyro.validation_enabled(False), forked_rng(seed=0):
+            fitted = ascent.at(state, self._weights)
+            others = (
+                replace(ascent, families=redrawn(ascent.families)).at(state, self._weights)
+                for _ in range(_FRESH)
+            )
+            gaps = torch.stack([other - fitted for other in others])
+        return Estimate(elbo + gaps.mean().item(), gaps.std().item() / _FRESH**0.5)
 
     def settle(self) -> None:
         """Set the factors of discrete latents, which sweeps leave out, to their optimum.
@@ -272,8 +312,14 @@ class CAVIGuide(torch.nn.Module):
         return {name: self.get_buffer(buffer).clone() for name, buffer in named.items()}
 
     def remarks(self) -> tuple[str, ...]:
-        """Which components are empty, a line for each discrete site that has some."""
-        return remarks_on(self.occupancies())
+        """Which sites are left to gradients, and which components are empty."""
+        ascent = self._begun()
+        left = [f"{name} ({factor.reason})" for name, factor in ascent.sampled.items()]
+        exact = [name for name in ascent.draws if name not in ascent.sampled]
+        many = len(ascent.enumerated) > _MANY
+        exact += [f"{len(ascent.enumerated)} discrete latents"] if many else ascent.enumerated
+        told = f"exact updates: {', '.join(exact)}; gradients: {', '.join(left)}"
+        return *((told,) if left else ()), *remarks_on(self.occupancies())
 
     def factors(self) -> dict[str, Any]:
         """The factors by site, as Pyro distributions, ``[*plates]`` of events.

@@ -30,7 +30,8 @@ class BayesianGMM:
 
     Sites: ``mu`` [K, *event], ``z`` [N], ``x`` [N, *event]; by option ``pi`` [K], ``sigma`` [K] or
     [K, D], ``correlation`` [K, D, D], the Cholesky factor of R_k. Learned tau, pi and sigma are
-    parameters of the same names. Leave ``z`` out of the guide, and it is summed out.
+    parameters of the same names. Leave ``z`` out of the guide, and it is summed out. With ``"cavi"``,
+    unknown sigma and correlations are left to gradients, and all else has exact updates.
 
     Args:
         num_components: K.

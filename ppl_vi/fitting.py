@@ -251,7 +251,7 @@ def _moved(
     if is_swept(job.guide):
         wish, calls = settings.compile, settings.callbacks
         swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
-        return _Moved(swept.losses, swept.reason, {}, swept.execution, Estimate(swept.bound))
+        return _Moved(swept.losses, swept.reason, {}, swept.execution, swept.bound)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")

@@ -118,8 +118,8 @@ class Repeated:
 
     def _capture(self, batch: Batch | None, rate: Tensor) -> Captured:
         guide = self._guide
-        if guide.learned:
-            raise CompileError("parameters of the model are searched for in each sweep")
+        if guide.searched:
+            raise CompileError(guide.searched)
         if batch is None:
             return folded(capture(guide.swept, guide.tensors()))
         self._size = batch.size

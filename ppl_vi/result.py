@@ -47,7 +47,8 @@ class FitResult:
 
     Attributes:
         losses: ``[num_steps]``, minus the objective's estimate at each step.
-        bound: the objective's value on all rows, with its standard error.
+        bound: the objective's value on all rows, with its standard error; that of exact updates has
+            none, unless they leave sites to gradients: it is then taken on fresh draws.
         elbo: the ELBO on all rows, in nats, with its Monte Carlo ``standard_error``.
         params: the learned parameters of guide and model by name, on their own supports.
         guide: the fitted guide, a Pyro guide.

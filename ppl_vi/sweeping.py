@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ppl_vi.compilation import Execution, Wish
 from ppl_vi.errors import GuideError
+from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
 from ppl_vi.repeating import Repeated
@@ -35,14 +36,14 @@ class SweptGuide(Protocol):
     Attributes:
         delay: of the step size on minibatches, ``(t + delay) ** -forgetting``.
         forgetting: likewise.
-        learned: parameters of the model that each sweep searches for.
+        searched: what each sweep searches for, in words; empty where all updates are in closed form.
     """
 
     delay: float
     forgetting: float
 
     @property
-    def learned(self) -> Sequence[Tensor]: ...
+    def searched(self) -> str: ...
 
     def begin(
         self,
@@ -74,6 +75,9 @@ class SweptGuide(Protocol):
     ) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """From the size of a step on a minibatch to its bound and the tensors it comes to."""
 
+    def evaluated(self, elbo: float) -> Estimate:
+        """The bound on all rows, from the ELBO of the last sweep."""
+
     def settle(self) -> None:
         """Set what sweeps leave out, after the last of them."""
 
@@ -94,13 +98,13 @@ class Swept(NamedTuple):
         losses: minus the ELBO after each sweep, exact; on minibatches as each batch tells it.
         reason: why they stopped.
         execution: how they were made.
-        bound: the ELBO on all rows, exact.
+        bound: the ELBO on all rows, exact, or with its standard error where sites have draws.
     """
 
     losses: list[float]
     reason: StopReason
     execution: Execution
-    bound: float
+    bound: Estimate
 
 
 def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
@@ -164,7 +168,8 @@ def sweep_to_rest(
         elif len(losses) % size == 0 and _rests(losses, size):
             reason = StopReason.CONVERGED
     guide.settle()
-    return Swept(losses, reason, repeated.execution, _bound(guide, job) if stream else -losses[-1])
+    bound = Estimate(_bound(guide, job)) if stream else guide.evaluated(-losses[-1])
+    return Swept(losses, reason, repeated.execution, bound)
 
 
 def _rests(losses: Sequence[float], size: int) -> bool:

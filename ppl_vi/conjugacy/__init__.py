@@ -12,6 +12,7 @@ from ppl_vi.conjugacy.densities import certain, density, gaussian, mean_of, posi
 from ppl_vi.conjugacy.families import Factor, Family, Tensors, family
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
 from ppl_vi.conjugacy.kinds import Kind, kinds_of, remarks_on
+from ppl_vi.conjugacy.sampled_family import SampledFamily, redrawn
 from ppl_vi.conjugacy.starts import check_values, start
 from ppl_vi.conjugacy.tables import Table
 from ppl_vi.conjugacy.values import (
@@ -37,6 +38,7 @@ __all__ = [
     "Law",
     "NotConjugateError",
     "Operation",
+    "SampledFamily",
     "Table",
     "Tensors",
     "Uncertain",
@@ -50,6 +52,7 @@ __all__ = [
     "kinds_of",
     "mean_of",
     "positive",
+    "redrawn",
     "remarks_on",
     "rule",
     "start",

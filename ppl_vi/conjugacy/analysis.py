@@ -7,7 +7,8 @@ is zero, neither needs the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ppl_vi.conjugacy.ascent import Ascent
-from ppl_vi.conjugacy.families import Family, Tensors, families_known, family_of
+from ppl_vi.conjugacy.families import Factor, Tensors, families_known, family_of
 from ppl_vi.conjugacy.gaussian_family import GaussianFamily
+from ppl_vi.conjugacy.handing_over import left_to_gradients
 from ppl_vi.conjugacy.joining import joined
+from ppl_vi.conjugacy.sampled_family import sampled_families
 from ppl_vi.conjugacy.starts import draw_of_prior
-from ppl_vi.conjugacy.values import NotConjugateError, checked
-from ppl_vi.program import Latents, Pair, Term, latents_of, weighted_sum
+from ppl_vi.conjugacy.values import NotConjugateError
+from ppl_vi.errors import ModelError
+from ppl_vi.program import Latents, LatentSite, Pair, Term, latents_of, weighted_sum
 
 _ZERO = 1e-5
 
@@ -37,29 +41,89 @@ def analyse(pair: Pair, structured: bool = False) -> tuple[Ascent, Latents]:
         ModelError: ``structured``, and the program has no Gaussian of that kind.
     """
     latents = latents_of(pair, draw_of_prior)
-    families: dict[str, Family] = {}
-    for site in latents.sites:
-        if site.enumerable:
-            continue
-        make = family_of(site.prior)
-        if make is None:
-            raise NotConjugateError(
-                f"site '{site.name}' is not conjugate: there is no factor for a prior {site.prior}. "
-                f"Use one of {', '.join(families_known())}, or fit the model with the guide 'normal'."
-            )
-        families[site.name] = make(site.name, site.value.shape, site.event_dim)
-    draws = {site.name: site.value for site in latents.sites if not site.enumerable}
-    enumerated = tuple(site.name for site in latents.sites if site.enumerable)
-    ascent = Ascent(pair, families, draws, enumerated, latents.nesting)
-    with checked():
-        ascent.elbo(ascent.around(draws, 0.5))
+    ascent = _with_families(pair, latents)
+    with _told(ascent):
+        ascent.elbo(ascent.around(ascent.draws, 0.5))
+    families = dict(ascent.families)
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
     coupled = _coupled(ascent, list(gaussian))
     families |= {n: replace(f, coupled=coupled[n]) for n, f in gaussian.items()}
     ascent = replace(ascent, families=families)
     if structured:
         ascent = joined(ascent, _tied(ascent))
-    return replace(ascent, blocks=_blocks(_tied(ascent))), latents
+    return replace(ascent, blocks=_blocks(_tied(ascent), ascent.sampled)), latents
+
+
+def _with_families(pair: Pair, latents: Latents) -> Ascent:
+    """An ascent with a conjugate factor for each latent that can have one, the others sampled.
+
+    Raises:
+        NotConjugateError: none can.
+        ModelError: a latent can have no factor at all.
+    """
+    sites = {site.name: site for site in latents.sites if not site.enumerable}
+    families, reasons = dict[str, Factor](), dict[str, str]()
+    for name, site in sites.items():
+        make = family_of(site.prior)
+        if make is not None:
+            families[name] = make(name, site.value.shape, site.event_dim)
+        elif site.support.is_discrete or site.prior == "Delta":
+            raise _without_factor(site)
+        else:
+            reasons[name] = f"{site.prior} is no conjugate prior"
+    draws = {name: site.value for name, site in sites.items()}
+    enumerated = tuple(site.name for site in latents.sites if site.enumerable)
+    ascent = Ascent(pair, families, draws, enumerated, latents.nesting)
+    reasons, refused = left_to_gradients(ascent, reasons)
+    if reasons and not enumerated and len(reasons) == len(sites):
+        strange = [site for name, site in sites.items() if name not in families]
+        raise _without_factor(strange[0]) if strange or refused is None else refused.error
+    _check_supports(pair, sites, reasons)
+    every = {**families, **sampled_families(sites, reasons)}
+    return replace(ascent, families={name: every[name] for name in sites})
+
+
+def _without_factor(site: LatentSite) -> NotConjugateError:
+    return NotConjugateError(
+        f"site '{site.name}' is not conjugate: there is no factor for a prior {site.prior}. "
+        f"Use one of {', '.join(families_known())}, or fit the model with the guide 'normal'."
+    )
+
+
+def _check_supports(pair: Pair, sites: Mapping[str, LatentSite], names: Collection[str]) -> None:
+    """Raise ModelError for a site whose support moves with other latents: no transform reaches it."""
+    others = latents_of(pair, draw_of_prior).sites if names else ()
+    again = {site.name: site.support for site in others}
+    for name in names:
+        if not _same_ends(sites[name].support, again[name]):
+            raise ModelError(
+                f"site '{name}': its support depends on other latents, so that it has no factor. "
+                f"Write it as a function of a latent with a fixed support."
+            )
+
+
+def _same_ends(one: Any, other: Any) -> bool:
+    """Whether two supports of one site have the same ends."""
+    while hasattr(one, "base_constraint"):
+        one, other = one.base_constraint, other.base_constraint
+    ends = ([getattr(c, end, 0.0) for c in (one, other)] for end in ("lower_bound", "upper_bound"))
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in ends)
+
+
+@contextmanager
+def _told(ascent: Ascent) -> Iterator[None]:
+    """Say of which latents a program meets many draws at once, where it cannot."""
+    try:
+        yield
+    except ModelError as error:
+        if not ascent.sampled or "vmap" not in str(error):
+            raise
+        names = ", ".join(f"'{name}'" for name in ascent.sampled)
+        raise ModelError(
+            f"{names} would be left to gradients, for which the program runs on many draws at once "
+            f"(torch.vmap): it can, unless it uses their values in a branch, by .item() or in place. "
+            f"Write it without, or fit it with the guide 'normal'."
+        ) from error
 
 
 def _weighted(
@@ -147,10 +211,12 @@ def _tied(ascent: Ascent) -> dict[str, set[str]]:
     return tied
 
 
-def _blocks(tied: Mapping[str, set[str]]) -> tuple[tuple[str, ...], ...]:
+def _blocks(tied: Mapping[str, set[str]], without: Collection[str]) -> tuple[tuple[str, ...], ...]:
     """Factors in the order of the program, those together that do not depend on one another."""
     blocks: list[list[str]] = []
     for name, others in tied.items():
+        if name in without:
+            continue
         free = [block for block in blocks if not others & set(block)]
         if free:
             free[0].append(name)

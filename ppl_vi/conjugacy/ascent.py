@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.conjugacy.climbing import climb
 from ppl_vi.conjugacy.densities import expected_log_density
 from ppl_vi.conjugacy.families import Factor, Tensors
+from ppl_vi.conjugacy.sampled_family import Sampled, SampledFamily
 from ppl_vi.conjugacy.tables import Table, counts_of, tables_of
 from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
 from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
 
 _MOST_ITERATIONS = 100
+_ITERATIONS_OF_FACTORS = 20
 
 State = Mapping[str, Tensors]
 """Tensors of each factor, by site: natural parameters, or mean parameters."""
@@ -70,12 +73,27 @@ class Ascent:
         leaves: dict[Group, Tensor] | None = None,
         density: Callable[[str, Any, Any], Tensor] | None = None,
     ) -> Terms:
-        """The expected log-density of each site, or another function of it, given the sites' laws."""
-        own = {site: Uncertain.of(self.draws[site], law) for site, law in laws.items()}
-        values = {**self.rows, **own}
+        """The expected log-density of each site, or another function of it, given the sites' laws.
+
+        Sites without a law are at their draws.
+        """
+        sampled = {site: law.draws for site, law in laws.items() if isinstance(law, Sampled)}
+        own = {
+            site: Uncertain.of(self.draws[site], law, frozenset((site,)))
+            for site, law in laws.items()
+            if site not in sampled
+        }
+        given = {site: draw for site, draw in self.draws.items() if site not in laws}
+        values = {**self.rows, **given, **own}
+        one = density or _density
         return expected_terms(
-            self.pair, values, self.enumerated, self.nesting, density or _density, leaves
+            self.pair, values, self.enumerated, self.nesting, one, leaves, sampled
         )
+
+    @property
+    def sampled(self) -> dict[str, SampledFamily]:
+        """The factors that have no closed form."""
+        return {n: f for n, f in self.families.items() if isinstance(f, SampledFamily)}
 
     def around(self, values: Mapping[str, Tensor], spread: float) -> dict[str, Tensors]:
         """The natural parameters of factors around values of all sites."""
@@ -94,9 +112,9 @@ class Ascent:
             return summed_out(terms, self.enumerated) + self._entropy(state, terms)
 
     def _entropy(self, state: State, terms: Terms) -> Tensor | float:
-        """Of all factors, each as often as its rows count."""
+        """Of the factors in a state, each as often as its rows count."""
         rows = {term.name: term.multiplicity for term in terms.every}
-        return sum(rows[n] * f.entropy(state[n]).sum() for n, f in self.families.items())
+        return sum(rows[n] * self.families[n].entropy(own).sum() for n, own in state.items())
 
     def weights(self, state: State) -> tuple[Tensor, Weights]:
         """The exact bound, and the weights of all entries that depend on discrete latents (E-step).
@@ -104,8 +122,7 @@ class Ascent:
         A weight is the probability of an entry under the best q of the discrete latents, times its
         scale.
         """
-        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        expected, terms, weights = self._weighted(moments)
+        expected, terms, weights = self._weighted(self._held(state))
         with torch.no_grad():
             return expected + self._entropy(state, terms), weights
 
@@ -167,29 +184,49 @@ class Ascent:
             weights: of all entries.
             parameters: unconstrained; they are moved in place.
         """
-        moments = {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
-        flat = torch.finfo(parameters[0].dtype).eps
-        optimizer = torch.optim.LBFGS(
-            parameters,
-            max_iter=_MOST_ITERATIONS,
-            tolerance_grad=flat**0.75,
-            tolerance_change=flat,
-            line_search_fn="strong_wolfe",
-        )
-        scale = 1 + sum(weight.abs().sum().item() for weight in weights.values())
+        moments = self._held(state)
 
-        def loss() -> Tensor:
-            objective = -weighted_sum(self.terms(moments), weighing(weights)) / scale
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(objective, parameters), strict=True
-            ):
-                parameter.grad = gradient
-            return objective
+        def bound() -> Tensor:
+            return weighted_sum(self.terms(moments), weighing(weights))
 
-        with torch.enable_grad():
-            optimizer.step(loss)
-        for parameter in parameters:
-            parameter.grad = None
+        climb(bound, parameters, _MOST_ITERATIONS)
+
+    def search(self, state: State, weights: Weights) -> dict[str, Tensors]:
+        """The factors after those without a closed form have moved uphill at these weights.
+
+        They are moved in units of their own deviations, in which the bound curves alike everywhere.
+        """
+        sampled = self.sampled
+        if not sampled:
+            return dict(state)
+        moments = self._held(state)
+        steps = {n: [torch.zeros_like(t, requires_grad=True) for t in state[n]] for n in sampled}
+
+        def moved() -> dict[str, Tensors]:
+            return {
+                n: (m + s.exp() * steps[n][0], s + steps[n][1])
+                for n, (m, s) in ((n, state[n]) for n in sampled)
+            }
+
+        def bound() -> Tensor:
+            own = moved()
+            terms = self.terms({**moments, **{n: f.moments(own[n]) for n, f in sampled.items()}})
+            return weighted_sum(terms, weighing(weights)) + self._entropy(own, terms)
+
+        leaves = [leaf for own in steps.values() for leaf in own]
+        climb(bound, leaves, _ITERATIONS_OF_FACTORS)
+        with torch.no_grad():
+            return {**state, **moved()}
+
+    def at(self, state: State, weights: Weights) -> Tensor:
+        """The bound at held weights, but for the entropy of the discrete latents."""
+        with torch.no_grad():
+            terms = self.terms(self._held(state))
+            return weighted_sum(terms, weighing(weights)) + self._entropy(state, terms)
+
+    def _held(self, state: State) -> dict[str, Tensors]:
+        """The mean parameters, without a gradient."""
+        return {n: tuple(m.detach() for m in own) for n, own in self.moments(state).items()}
 
     @torch.enable_grad()
     def _weighted(self, moments: State) -> tuple[Tensor, Terms, Weights]:

@@ -41,16 +41,16 @@ def expected_log_density(distribution: Any, value: Any) -> Tensor:
     Raises:
         NotConjugateError: there is none in closed form here.
     """
-    if next(uncertain_in((value, _held(distribution))), None) is None:
+    if next(uncertain_in((value, held_by(distribution))), None) is None:
         found: Tensor = distribution.log_prob(value)
         return found
     return _found(distribution, value, 0)
 
 
-def _held(distribution: Any) -> list[Any]:
+def held_by(distribution: Any) -> list[Any]:
     """What a distribution holds, and the distributions inside it."""
     values = list(vars(distribution).values())
-    inside = [held for v in values if isinstance(v, Distribution) for held in _held(v)]
+    inside = [held for v in values if isinstance(v, Distribution) for held in held_by(v)]
     return [*values, *inside]
 
 

@@ -25,6 +25,7 @@ from ppl_vi.conjugacy.joint_families import JointFamily
 from ppl_vi.conjugacy.matrices import PositiveDefinite
 from ppl_vi.conjugacy.positive import Positive
 from ppl_vi.conjugacy.positive_families import GammaFamily
+from ppl_vi.conjugacy.sampled_family import Sampled
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.conjugacy.values import Law, NotConjugateError
 from ppl_vi.conjugacy.wishart_family import WishartFamily
@@ -153,7 +154,9 @@ def _precisions(
             found[name] = precision_of(innermost(distribution))
         return torch.zeros(())
 
-    ascent.terms_of(laws, density=look)
+    # Each of those that have draws for a law at one of them, so that what is looked up is itself.
+    own = {site: law for site, law in laws.items() if not isinstance(law, Sampled)}
+    ascent.terms_of(own, density=look)
     return found
 
 

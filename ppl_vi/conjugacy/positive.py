@@ -133,7 +133,8 @@ def certain_positive(value: Any) -> Positive | None:
         return value.law if isinstance(value.law, Positive) else None
     tensor = torch.as_tensor(value)
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-    return Positive(tensor.log(), tensor, {}, (-tensor).log1p())
+    own = compact(tensor)  # entries that are expanded are equal
+    return Positive(own.log(), own, {}, (-own).log1p()).spread(tensor.shape)
 
 
 @rule(*MOVES)

@@ -91,7 +91,8 @@ def _settled(
     """
     bound, found = -math.inf, dict(state)
     for _ in range(_MOST_PASSES):
-        found, before = ascent.best(found, ascent.weights_from(found, of)), bound
+        weights, before = ascent.weights_from(found, of), bound
+        found = ascent.search(ascent.best(found, weights), weights)
         bound = float(ascent.elbo(found).nan_to_num(nan=-math.inf))
         if bound - before <= _HARDLY * abs(bound):
             break

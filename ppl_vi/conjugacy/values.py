@@ -39,15 +39,22 @@ class Unknown(Law):
 
 
 class Uncertain(Tensor):
-    """A latent, or what was computed from latents: a draw, with its law."""
+    """A latent, or what was computed from latents: a draw, with its law.
+
+    Attributes:
+        law: what is known of it.
+        sites: the latents that it was computed from; where its moments are lost, those of the
+            operation that lost them.
+    """
 
     law: Law
+    sites: frozenset[str]
 
     @staticmethod
-    def of(draw: Tensor, law: Law) -> Uncertain:
-        """A draw of this law."""
+    def of(draw: Tensor, law: Law, sites: frozenset[str] = frozenset()) -> Uncertain:
+        """A draw of this law, computed from these latents."""
         made: Uncertain = Tensor._make_subclass(Uncertain, draw.detach())
-        made.law = law
+        made.law, made.sites = law, sites
         return made
 
     @classmethod
@@ -71,7 +78,8 @@ class Uncertain(Tensor):
             found = func(*plain_args, **plain_kwargs)
             if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
                 return found  # a shape, a type, a device
-            return _marked(found, _law(name, Operation(func, tuple(args), kwargs)))
+            operation = Operation(func, tuple(args), kwargs)
+            return _marked(found, _law(name, operation), operation.sites)
 
 
 class Operation:
@@ -90,6 +98,11 @@ class Operation:
     def laws(self) -> list[Law]:
         """Of the uncertain tensors among its arguments, in order."""
         return [value.law for value in uncertain_in((self.args, self.kwargs))]
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The latents that its arguments come from, or that lost the moments of one of them."""
+        return sites_of((self.args, self.kwargs))
 
     def on(self, *tensors: Tensor) -> Any:
         """The operation with other tensors in place of the uncertain ones."""
@@ -186,6 +199,13 @@ def uncertain_in(values: Any) -> Iterator[Uncertain]:
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Uncertain))
 
 
+def sites_of(values: Any) -> frozenset[str]:
+    """The latents that values were computed from, or those that lost the moments of some of them."""
+    uncertain = list(uncertain_in(values))
+    lost = [value for value in uncertain if isinstance(value.law, Unknown)]
+    return frozenset().union(*(value.sites for value in lost or uncertain))
+
+
 def _name_of(func: Any) -> str:
     """One name for ``torch.add``, ``Tensor.add`` and ``+``."""
     name = str(getattr(func, "__name__", func))
@@ -205,11 +225,12 @@ def _law(name: str, operation: Operation) -> Any:
     return Unknown(f"'{name}'")
 
 
-def _marked(found: Any, law: Any) -> Any:
+def _marked(found: Any, law: Any, sites: frozenset[str]) -> Any:
     if isinstance(found, Tensor):
-        return Uncertain.of(found, law)
+        return Uncertain.of(found, law, sites)
     laws = law if isinstance(law, list) else [law] * len(found)
     marked = (
-        f if one is None else Uncertain.of(f, one) for f, one in zip(found, laws, strict=True)
+        f if one is None else Uncertain.of(f, one, sites)
+        for f, one in zip(found, laws, strict=True)
     )
     return type(found)(marked)

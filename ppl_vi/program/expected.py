@@ -12,6 +12,8 @@ import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.distributions.constraints import Constraint
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import innermost, plate_frames
@@ -37,6 +39,7 @@ class LatentSite(NamedTuple):
         event_dim: how many of its dimensions are the event.
         plates: around it, outermost dimension first.
         enumerable: whether it is discrete, with finite support.
+        support: of its prior.
         times: how often it counts, by ``poutine.scale``; scales of its plates are left out.
         mask: which of its elements count at all, by ``poutine.mask``; None for all of them.
     """
@@ -47,6 +50,7 @@ class LatentSite(NamedTuple):
     event_dim: int
     plates: tuple[Plate, ...]
     enumerable: bool
+    support: Constraint
     times: Tensor | float
     mask: Tensor | bool | None
 
@@ -117,6 +121,7 @@ def latents_of(pair: Pair, draw: Draw, values: Mapping[str, Tensor] | None = Non
             site["fn"].event_dim,
             tuple(Plate(f.name, f.dim, f.size, f.full_size) for f in plate_frames(site)),
             bool(site["fn"].has_enumerate_support),
+            site["fn"].support,
             site["scale"] / math.prod((f.full_size or f.size) / f.size for f in plate_frames(site)),
             site["mask"],
         )
@@ -138,6 +143,7 @@ def expected_terms(
     nesting: int,
     density: Density,
     leaves: dict[tuple[str, ...], Tensor] | None = None,
+    draws: Mapping[str, Tensor] | None = None,
 ) -> Terms:
     """Run the model on values, with the densities of a function.
 
@@ -149,16 +155,23 @@ def expected_terms(
         density: gives the log-density of a site.
         leaves: is filled with the log-densities of one term of each group that depends on enumerated
             latents; the gradient can then be taken in these, and in nothing else.
+        draws: ``[S, *shape]`` of other latents, over which the log-density of each site is averaged.
 
     Raises:
         ModelError: naming the site.
     """
-    with pyro.validation_enabled(False), _few_dimensions(enumerated):
-        trace = trace_model(pair, values, enumerated, 1, nesting)
+
+    def run(own: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        with pyro.validation_enabled(False), _few_dimensions(enumerated):
+            trace = trace_model(pair, {**values, **own}, enumerated, 1, nesting)
+        sites = factor_sites(trace).items()
+        return trace, {name: density(name, site["fn"], site["value"]) for name, site in sites}
+
+    trace, densities = _averaged(run, draws) if draws else run({})
     terms = []
     owners: dict[int, str] = {}  # along a Markov chain, dimensions are used again
     for name, site in factor_sites(trace).items():
-        log_prob = _over_plates(density(name, site["fn"], site["value"]), site)
+        log_prob = _over_plates(densities[name], site)
         own_dim = site["infer"].get("_enumerate_dim")
         if own_dim is not None:
             owners[own_dim] = name
@@ -177,6 +190,32 @@ def expected_terms(
         rows = math.prod((f.full_size or f.size) / f.size for f in plate_frames(site))
         terms.append(Term(name, masked, site["scale"], own_dim, depth, latents, group, rows))
     return Terms(tuple(terms), trace)
+
+
+def _averaged(
+    run: Callable[[Mapping[str, Tensor]], tuple[Any, dict[str, Tensor]]],
+    draws: Mapping[str, Tensor],
+) -> tuple[Any, dict[str, Tensor]]:
+    """The mean log-densities over draws, each of which the program meets by itself; and a trace."""
+    traces = []
+
+    def one(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        trace, densities = run(own)
+        for name, site in factor_sites(trace).items():
+            for setting in ("mask", "scale"):
+                if isinstance(site[setting], Tensor) and is_batchedtensor(site[setting]):
+                    raise ModelError(
+                        f"site '{name}': its {setting} depends on latents that have no exact "
+                        f"update. Write the model without, or fit it with the guide 'normal'."
+                    )
+        traces.append(trace)
+        return densities
+
+    # "same": one subsample for all draws.
+    found = torch.vmap(one, randomness="same")(dict(draws))
+    # A log-density without any of the draws stands S times on the same memory.
+    means = {n: each[0] if each.stride(0) == 0 else each.mean(0) for n, each in found.items()}
+    return traces[0], means
 
 
 def _without_masked(log_prob: Tensor, mask: Any, own_dim: int) -> Tensor:

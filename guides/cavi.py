@@ -150,16 +150,8 @@ class CAVIGuide(torch.nn.Module):
         known = dict(pyro.get_param_store().named_parameters())
         self._learned = tuple(known[name] for name in latents.parameters)
         self._rows, self._local = rows, local_sites(ascent, self._sites, rows)
-        if rows and self._learned:
-            raise GuideError(
-                f"parameter '{latents.parameters[0]}' of the model: parameters are not learned from "
-                f"minibatches. Give it a prior, or leave batch_size out."
-            )
-        for name, factor in ascent.sampled.items() if rows else ():
-            raise GuideError(
-                f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not "
-                f"allow here. Leave batch_size out, or fit the model with the guide 'normal'."
-            )
+        if rows:
+            _check_batches(ascent, latents.parameters)
         check_values(values, ascent.draws, known)
         located = {name: values.get(name, draw).detach() for name, draw in ascent.draws.items()}
         state = ascent.around(located, SPREAD)
@@ -400,6 +392,20 @@ class CAVIGuide(torch.nn.Module):
 
 def _flat(state: Mapping[str, Tensors]) -> tuple[Tensor, ...]:
     return tuple(tensor for own in state.values() for tensor in own)
+
+
+def _check_batches(ascent: Ascent, parameters: Sequence[str]) -> None:
+    """Raise GuideError for what natural-gradient steps on minibatches do not move."""
+    if parameters:
+        raise GuideError(
+            f"parameter '{parameters[0]}' of the model: parameters are not learned from minibatches. "
+            f"Give it a prior, or leave batch_size out."
+        )
+    for name, factor in ascent.sampled.items():
+        raise GuideError(
+            f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not allow "
+            f"here. Leave batch_size out, or fit the model with the guide 'normal'."
+        )
 
 
 def _check_rates(delay: float, forgetting: float) -> None:

@@ -211,8 +211,8 @@ class CategoricalHMM:
         >>> import torch
         >>> from ppl_vi import fit
         >>> from ppl_vi.models import CategoricalHMM
-        >>> y = torch.tensor([0, 1]).repeat(20)
-        >>> result = fit(CategoricalHMM(2, 2), "cavi", y, seed=0, restarts=4, progress=False)
+        >>> y = torch.tensor([0, 1]).repeat(10)
+        >>> result = fit(CategoricalHMM(2, 2), "cavi", y, seed=0, restarts=2, progress=False)
         >>> emission = result.guide.factors()["emission"].mean
         >>> emission[emission[:, 0].argsort()].round()
         tensor([[0., 1.],

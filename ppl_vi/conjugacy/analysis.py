@@ -29,6 +29,7 @@ from ppl_vi.program import Latents, LatentSite, Pair, Term, latents_of, weighted
 _ZERO = 1e-5
 
 
+@torch.enable_grad()
 def analyse(pair: Pair, structured: bool = False) -> tuple[Ascent, Latents]:
     """How to ascend on this program, and what it leaves to be inferred or learned.
 

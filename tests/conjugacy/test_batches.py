@@ -200,3 +200,10 @@ def test_parameters_are_not_learned_from_batches() -> None:
 
     with pytest.raises(GuideError, match=r"parameter 'scale'.*batch_size"):
         fit(model, "cavi", POINTS[:, 0], batch_size=100, progress=False)
+
+
+def test_a_guide_begins_without_gradients_being_recorded() -> None:
+    with torch.no_grad():
+        guide = CAVIGuide(mixture)
+        guide.begin((POINTS[:50],), {}, {})
+        assert guide.sweep() <= guide.sweep()

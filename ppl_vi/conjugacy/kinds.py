@@ -67,13 +67,13 @@ def _children(terms: Terms) -> list[_Child]:
         site, parents = terms.trace.nodes[term.name], tuple(term.latents.values())
         if site["is_observed"] and parents:
             family = type(innermost(site["fn"])).__name__
-            look = (family, site["fn"].event_shape, _leaves(term.log_prob))
+            look = (family, site["fn"].event_shape, origins(term.log_prob))
             found.append(_Child(term.name, parents, look))
     return found
 
 
-def _leaves(tensor: Tensor) -> frozenset[int]:
-    """What a tensor was computed from, as far as it has gradients."""
+def origins(tensor: Tensor) -> frozenset[int]:
+    """The ``id`` of each tensor that a tensor was computed from, as far as it has gradients."""
     found: set[int] = set()
     visited: set[Any] = set()
     waiting: list[Any] = [tensor.grad_fn]

@@ -20,6 +20,7 @@ from ppl_vi.clusters import cluster_labels
 from ppl_vi.conjugacy.ascent import Ascent, State
 from ppl_vi.conjugacy.families import Tensors
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
+from ppl_vi.conjugacy.unfolding import sides_of, unfolded
 from ppl_vi.errors import ModelError
 from ppl_vi.program import Term, Terms, draw_plainly, expanded_parameter, features, innermost
 
@@ -59,16 +60,21 @@ def start(ascent: Ascent, state: State, parameters: Sequence[Tensor] = ()) -> di
         state: where the factors are before.
         parameters: of the model, which are moved to their best as well.
     """
-    terms = ascent.terms(ascent.moments(state))
+    moments = ascent.moments(state)
+    terms = ascent.terms(moments)
     own = {term.name: term for term in terms.every if term.own_dim is not None}
     drawn: dict[str, Tensor] = {}
     clustered: list[tuple[Kind, Tensor]] = []
-    for kind in kinds_of(terms):
+    kinds = kinds_of(terms)
+    for kind in kinds:
         labels = _labels(terms, kind)
         if labels is not None:
             clustered.append((kind, labels))
         else:
             drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
+    sides = None if clustered or parameters else sides_of(ascent, terms, moments, kinds)
+    if sides is not None:
+        return unfolded(ascent, state, sides)
     tried = []
     for order in (_likely_order, _random_order) if clustered else ():
         of = dict(drawn)

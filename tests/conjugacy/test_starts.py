@@ -23,7 +23,7 @@ from ppl_vi.conjugacy import Kind, analyse, kinds_of
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.errors import ModelError
 from ppl_vi.guides import CAVIGuide
-from ppl_vi.models import BayesianGMM
+from ppl_vi.models import BayesianGMM, LatentDirichletAllocation, word_pairs
 from ppl_vi.program import Pair, features
 
 _SPEC: Any = importlib.util.spec_from_file_location(
@@ -371,3 +371,25 @@ def test_the_mixture_gives_values_of_what_it_has(options: Any) -> None:
     x = torch.cat([programs.normal(30) - 4, programs.normal(30) + 4])
     result = fit(BayesianGMM(2, **options), "cavi", x, steps=20, seed=0, progress=False)
     assert result.guide.occupancies()["z"].round().tolist() == [30.0, 30.0]
+
+
+def test_topics_part_from_nearly_even_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And come to a far better optimum than from random assignments (by 1,200 to 2,500 nats)."""
+    documents, words, topics = 300, 800, 10
+    generator = torch.Generator().manual_seed(0)
+    common = 1.0 / torch.arange(1, words + 1)
+    orders = [torch.randperm(words, generator=generator) for _ in range(topics)]
+    own = torch.stack([common[order] for order in orders])
+    torch.manual_seed(0)
+    shares = dist.Dirichlet(torch.full((topics,), 0.2)).sample((documents,)) @ (own + common)
+    drawn = torch.multinomial(shares, 150, replacement=True)
+    counts = torch.zeros(documents, words).scatter_add(1, drawn, torch.ones(documents, 150))
+    model = LatentDirichletAllocation(topics, documents, words)
+
+    def bound() -> float:
+        pairs = word_pairs(counts)
+        return float(fit(model, "cavi", pairs, steps=25, seed=1, progress=False).bound)
+
+    parted = bound()
+    monkeypatch.setattr("ppl_vi.conjugacy.starts.sides_of", lambda *_: None)
+    assert parted > bound() + 500

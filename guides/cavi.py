@@ -20,7 +20,6 @@ from ppl_vi.conjugacy import (
     Weights,
     analyse,
     check_values,
-    kinds_of,
     redrawn,
     remarks_on,
     start,
@@ -284,14 +283,11 @@ class CAVIGuide(torch.nn.Module):
         self, ascent: Ascent, state: dict[str, Tensors], weights: Weights, share: float
     ) -> None:
         """Add to the counts what is expected of these rows, each of which stands for 1 / share."""
-        counts = ascent.counts(state, weights)
-        first = not self._kinds
-        if first:
-            self._kinds = tuple(kinds_of(ascent.terms(ascent.moments(state))))
-        for number, kind in enumerate(self._kinds):
-            own = share * torch.stack([counts[name] for name in kind.sites]).sum(0)
+        found, first = ascent.counts(state, weights), not self._kinds
+        self._kinds = tuple(kind for kind, _ in found)
+        for number, (_, counts) in enumerate(found):
             before = 0.0 if first else self.get_buffer(f"counts_{number}")
-            self._keep(f"counts_{number}", before + own)
+            self._keep(f"counts_{number}", before + share * counts.detach())
 
     def occupancies(self) -> dict[str, Tensor]:
         """How many elements the fit expects in each state, Σ_i q(z_i = k), ``[K]`` by discrete site.

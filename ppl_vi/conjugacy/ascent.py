@@ -20,6 +20,7 @@ from torch import Tensor
 from ppl_vi.conjugacy.climbing import climb
 from ppl_vi.conjugacy.densities import expected_log_density
 from ppl_vi.conjugacy.families import Factor, Tensors
+from ppl_vi.conjugacy.kinds import Kind, kinds_of
 from ppl_vi.conjugacy.sampled_family import Sampled, SampledFamily
 from ppl_vi.conjugacy.tables import Table, counts_of, tables_of
 from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
@@ -169,10 +170,14 @@ class Ascent:
         with torch.no_grad():
             return tables_of(self.terms(self.moments(state)), weighing(weights))
 
-    def counts(self, state: State, weights: Weights) -> dict[str, Tensor]:
-        """How many elements q expects in each state of each enumerated site, ``[states]``."""
+    def counts(self, state: State, weights: Weights) -> list[tuple[Kind, Tensor]]:
+        """How many elements q expects in each state, ``[states]``, of enumerated sites by kind."""
+        terms = self.terms(self.moments(state))
         with torch.no_grad():
-            return counts_of(self.terms(self.moments(state)), weighing(weights))
+            own = counts_of(terms, weighing(weights))
+        return [
+            (kind, torch.stack([own[n] for n in kind.sites]).sum(0)) for kind in kinds_of(terms)
+        ]
 
     def maximize(self, state: State, weights: Weights, parameters: Sequence[Tensor]) -> None:
         """Move the model's parameters uphill, to where the bound is highest at these factors.

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vi.compilation import Wish
 from ppl_vi.conjugacy import (
     Ascent,
     Kind,
@@ -129,6 +130,7 @@ class CAVIGuide(torch.nn.Module):
         values: Mapping[str, Tensor],
         rows: frozenset[str] = frozenset(),
         elsewhere: bool = False,
+        wish: Wish = "auto",
     ) -> None:
         """Derive the updates for these arguments, and start.
 
@@ -140,6 +142,7 @@ class CAVIGuide(torch.nn.Module):
                 a draw from the prior.
             rows: names of the plates over the rows of minibatches; factors inside are not kept.
             elsewhere: whether the clusters move parameters too, from where the program puts them.
+            wish: whether to compile; ``False`` runs the program again and again.
 
         Raises:
             ModelError: a site is not conjugate, or a value is of no continuous latent or parameter.
@@ -156,7 +159,9 @@ class CAVIGuide(torch.nn.Module):
         state = ascent.around(located, SPREAD)
         self._kinds = ()
         if ascent.enumerated and not values.keys() & ascent.draws.keys():
-            state = start(ascent, state, self._learned if elsewhere and not values else ())
+            moved = self._learned if elsewhere and not values else ()
+            with pyro.validation_enabled(False):
+                state = start(ascent, state, moved, wish)
         self._buffers_of = {
             name: tuple(f"factor_{number}_{place}" for place in range(len(state[name])))
             for number, name in enumerate(ascent.families)

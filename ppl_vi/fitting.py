@@ -296,7 +296,8 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         if is_swept(guide):
             check_settings(settings.objective, settings.optimizer)
             batch = look_at(source, plates, ROWS_TO_START)
-            guide.begin(batch.args, batch.kwargs, values, plates, elsewhere=restart > 0)
+            wish, elsewhere = settings.compile, restart > 0
+            guide.begin(batch.args, batch.kwargs, values, plates, elsewhere, wish)
         job = Job(model, guide, source, plates)
         return job, job.check()
 

@@ -52,10 +52,12 @@ class SweptGuide(Protocol):
         values: Mapping[str, Tensor],
         rows: frozenset[str] = frozenset(),
         elsewhere: bool = False,
+        wish: Wish = "auto",
     ) -> None:
         """Set the parameters to a start: at values of sites where these are given, else at random.
 
-        Parameters of the model start where the program puts them, unless ``elsewhere``.
+        Parameters of the model start where the program puts them, unless ``elsewhere``. A long start is
+        captured and compiled as sweeps are, unless the ``wish`` is ``False``.
 
         Raises:
             ModelError: the model does not allow of exact updates; the message names the site.

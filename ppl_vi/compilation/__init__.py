@@ -3,7 +3,7 @@
 from ppl_vi.compilation.building import Builds
 from ppl_vi.compilation.capturing import Captured, capture
 from ppl_vi.compilation.choosing import Execute, Execution, Mode, Wish
-from ppl_vi.compilation.compiling import CompiledGraph, compiled
+from ppl_vi.compilation.compiling import CompiledGraph, compiled, hastened
 from ppl_vi.compilation.costs import compile_seconds, repays
 from ppl_vi.compilation.folding import folded
 
@@ -19,5 +19,6 @@ __all__ = [
     "compile_seconds",
     "compiled",
     "folded",
+    "hastened",
     "repays",
 ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compilation.lasting import lasting_tensors
-from ppl_vi.compilation.mending import right_scatters
+from ppl_vi.compilation.mending import mended
 from ppl_vi.errors import CompileError
 
 Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -158,7 +158,7 @@ def _compile(graph: Callable[[], GraphModule], inputs: Sequence[Tensor], key: st
     except OSError as error:
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
-        with _COMPILING, _quiet(), _side_by_side(), lasting_tensors(), right_scatters():
+        with _COMPILING, _quiet(), _side_by_side(), lasting_tensors(), mended():
             options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
             aot_compile(graph(), tuple(inputs), options=options)
         _tidy(made)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Gamma
 
 from ppl_vi.clusters import cluster_labels
+from ppl_vi.compilation import Wish
 from ppl_vi.conjugacy.ascent import Ascent, State
 from ppl_vi.conjugacy.families import Tensors
 from ppl_vi.conjugacy.kinds import Kind, kinds_of
@@ -48,7 +49,9 @@ def draw_of_prior(name: str, distribution: Any) -> Tensor:
     return drawn if family == "Gamma" else 1 / drawn
 
 
-def start(ascent: Ascent, state: State, parameters: Sequence[Tensor] = ()) -> dict[str, Tensors]:
+def start(
+    ascent: Ascent, state: State, parameters: Sequence[Tensor] = (), wish: Wish = "auto"
+) -> dict[str, Tensors]:
     """Natural parameters at clusters of the data, found from torch's random state.
 
     Which cluster belongs to which state matters where states differ: a likely order and a random one
@@ -59,6 +62,7 @@ def start(ascent: Ascent, state: State, parameters: Sequence[Tensor] = ()) -> di
         ascent: on a program with discrete latents.
         state: where the factors are before.
         parameters: of the model, which are moved to their best as well.
+        wish: ``False`` captures and compiles nothing.
     """
     moments = ascent.moments(state)
     terms = ascent.terms(moments)
@@ -74,7 +78,7 @@ def start(ascent: Ascent, state: State, parameters: Sequence[Tensor] = ()) -> di
             drawn |= {name: _random(own[name], ascent.nesting) for name in kind.sites}
     sides = None if clustered or parameters else sides_of(ascent, terms, moments, kinds)
     if sides is not None:
-        return unfolded(ascent, state, sides)
+        return unfolded(ascent, state, sides, wish)
     tried = []
     for order in (_likely_order, _random_order) if clustered else ():
         of = dict(drawn)

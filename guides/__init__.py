@@ -2,6 +2,15 @@
 
 from ppl_vi.guides import named as named
 from ppl_vi.guides.cavi import CAVIGuide
+from ppl_vi.guides.gaussian import LowRankGuide, MultivariateNormalGuide, NormalGuide
 from ppl_vi.guides.gmm import GMMGuide
+from ppl_vi.guides.joint import JointGuide
 
-__all__ = ["CAVIGuide", "GMMGuide"]
+__all__ = [
+    "CAVIGuide",
+    "GMMGuide",
+    "JointGuide",
+    "LowRankGuide",
+    "MultivariateNormalGuide",
+    "NormalGuide",
+]

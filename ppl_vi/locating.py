@@ -21,6 +21,7 @@ from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
 from ppl_vi.threads import threads_for
+from ppl_vi.whitening import Whitening
 
 _ITERATIONS = 200
 _WORST = 1e30
@@ -34,10 +35,12 @@ class Whereabouts:
     Attributes:
         values: by site, on its own support.
         scale: the geometric mean of the standard deviations, in unconstrained space.
+        whitening: of the continuous sites outside the plates of minibatches; None without any.
     """
 
     values: dict[str, Tensor]
     scale: float
+    whitening: Whitening | None
 
 
 def locate(
@@ -78,7 +81,20 @@ def locate(
             for name, value in found.items()
             if job.data_plates.isdisjoint(structure.sites[name].plates)
         }
-        return Whereabouts(values, torch.stack(logs).mean().exp().item())
+        whitening = _whitening(guide, tuple(values))
+        return Whereabouts(values, torch.stack(logs).mean().exp().item(), whitening)
+
+
+def _whitening(guide: AutoNormal, names: tuple[str, ...]) -> Whitening | None:
+    """The Normals of these sites, end to end."""
+    if not names:
+        return None
+    pairs = [guide._get_loc_and_scale(name) for name in names]
+    locations, widths = (
+        torch.cat([pair[i].detach().reshape(-1) for pair in pairs]) for i in range(2)
+    )
+    sizes = {name: loc.numel() for name, (loc, _) in zip(names, pairs, strict=True)}
+    return Whitening(sizes, locations, widths)
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> bool:

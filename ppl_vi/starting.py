@@ -16,7 +16,13 @@ from ppl_vi.job import Job
 from ppl_vi.locating import locate
 from ppl_vi.program import enumerable_sites, hide, plate_dims
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder, swept_builder
+from ppl_vi.registry import (
+    GuideStart,
+    autoguide_builder,
+    guide_builder,
+    swept_builder,
+    takes_start,
+)
 
 Program = Callable[..., Any]
 
@@ -55,9 +61,8 @@ def resolve_guide(
         return build_swept(model)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
-    if not isinstance(guide, str) and not (
-        isinstance(guide, type) and issubclass(guide, AutoGuide)
-    ):
+    family = isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
+    if not family and (not takes_start(guide) or guide.started):
         if not callable(guide):
             raise TypeError(
                 f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
@@ -74,9 +79,14 @@ def resolve_guide(
         found = locate(Job(model, visible, source, data_plates), visible, start, batch)
         if found is not None:
             near = init_to_value(values=found.values, fallback=typical)
-            start = GuideStart(near, create_plates, found.scale)
-    build = guide_builder(guide) if isinstance(guide, str) else autoguide_builder(guide)
-    return build(visible, start)
+            start = GuideStart(near, create_plates, found.scale, found.whitening)
+    if isinstance(guide, str):
+        return guide_builder(guide)(visible, start)
+    if isinstance(guide, type):
+        return autoguide_builder(guide)(visible, start)
+    if takes_start(guide):
+        guide.start_at(start)
+    return guide
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
+from torch.distributions import biject_to
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppl_vi.data import Batch
+from ppl_vi.gaussian_search import search
 from ppl_vi.job import Job
+from ppl_vi.log_joint import LogJoint
 from ppl_vi.objectives import ReparameterizedELBO
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair
@@ -26,6 +30,8 @@ from ppl_vi.whitening import Whitening
 _ITERATIONS = 200
 _WORST = 1e30
 _PARTICLES = 16
+_MOST_JOINTLY = 300
+_MOST_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,13 @@ class Whereabouts:
 def locate(
     job: Job, model: Callable[..., Any], start: GuideStart, batch: Batch
 ) -> Whereabouts | None:
-    """Fit independent Normals in unconstrained space by L-BFGS, on fixed draws.
+    """Fit independent Normals in unconstrained space by L-BFGS on fixed draws, then a full Gaussian.
 
     With the draws fixed the ELBO is a deterministic function, whose maximum is off by the noise of a
-    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. Sites in
-    the plates of minibatches are left out. Returns None where the search fails; the prior's typical
-    values are then the better start.
+    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. From there
+    Newton steps find the covariance, where the latents are not too many. Parameters of the model stay
+    at their start. Sites in the plates of minibatches are left out. Returns None where the search
+    fails; the prior's typical values are then the better start.
 
     Args:
         job: the model and its data.
@@ -68,33 +75,32 @@ def locate(
             structure = structure_of(pair)
             with threads_for(structure, pair):
                 # Locations first: far from the data the best width is none, and nothing moves.
-                if not _search(pair, list(guide.locs.parameters())):
-                    return None
-                _search(pair, list(guide.parameters()))
-            found = guide.median(*batch.args, **batch.kwargs)
+                if _search(pair, list(guide.locs.parameters())):
+                    _search(pair, list(guide.parameters()))
+                whitening = _whitening(LogJoint(structure, pair))
         except (ValueError, RuntimeError, ArithmeticError):
             return None
-        parameters = pyro.get_param_store().items()
-        logs = [value.detach().log().mean() for name, value in parameters if ".scales." in name]
-        values = {
-            name: value.detach().clone()
-            for name, value in found.items()
-            if job.data_plates.isdisjoint(structure.sites[name].plates)
-        }
-        whitening = _whitening(guide, tuple(values))
-        return Whereabouts(values, torch.stack(logs).mean().exp().item(), whitening)
+        if whitening is None:
+            return None
+        values = {}
+        for name, vector in whitening.by_site(whitening.location).items():
+            drawn = structure.sites[f"{name}_unconstrained"]
+            support = guide.prototype_trace.nodes[name]["fn"].support
+            values[name] = biject_to(support)(vector.to(drawn.dtype).reshape(drawn.shape))
+        scale = whitening.widths().log().mean().exp().item()
+        own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
+        return Whereabouts({n: values[n] for n in own}, scale, whitening.of(own) if own else None)
 
 
-def _whitening(guide: AutoNormal, names: tuple[str, ...]) -> Whitening | None:
-    """The Normals of these sites, end to end."""
-    if not names:
-        return None
-    pairs = [guide._get_loc_and_scale(name) for name in names]
-    locations, widths = (
-        torch.cat([pair[i].detach().reshape(-1) for pair in pairs]) for i in range(2)
-    )
-    sizes = {name: loc.numel() for name, (loc, _) in zip(names, pairs, strict=True)}
-    return Whitening(sizes, locations, widths)
+def _whitening(density: LogJoint) -> Whitening | None:
+    """The best Gaussian that can be afforded; None where the ELBO is nowhere finite."""
+    location, widths = density.start()
+    sizes = density.sizes
+    few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
+    if not few or not density.together:
+        return Whitening(sizes, location, widths)
+    found = search(density, location, widths)
+    return Whitening(sizes, found.location, found.factor) if isfinite(found.elbo) else None
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> bool:

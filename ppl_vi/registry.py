@@ -43,6 +43,8 @@ class StartedGuide(Protocol):
     def start_at(self, start: GuideStart) -> None:
         """Begin there."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
 
 def takes_start(guide: Any) -> TypeGuard[StartedGuide]:
     """Whether a guide is to be told where to start."""

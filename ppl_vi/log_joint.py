@@ -103,7 +103,8 @@ class LogJoint:
         with forked_rng(seed=0):  # plates that subsample by themselves take the same rows each time
             made = run(self.structure, self.pair, draw, len(u))
         factors = [factor for factor in made.factors if factor.sites[0] not in parts]
-        return made.summed(factors, ()).reshape(len(u)).double()
+        total: Tensor = made.summed(factors, ()).reshape(len(u)).double()
+        return total
 
 
 def _site(name: str) -> str:

@@ -10,11 +10,12 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, init_to_value
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
-from ppl_vi.program import enumerable_sites, hide, plate_dims
+from ppl_vi.program import enumerable_sites, feasible_value, hide, is_improper, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
     GuideStart,
@@ -73,7 +74,7 @@ def resolve_guide(
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
-    typical = init_to_sample if restart else init_to_median(num_samples=_DRAWS_FOR_A_MEDIAN)
+    typical = _drawn if restart else _median
     start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
     if not values:
         found = locate(Job(model, visible, source, data_plates), visible, start, batch)
@@ -87,6 +88,25 @@ def resolve_guide(
     if takes_start(guide):
         guide.start_at(start)
     return guide
+
+
+def _median(site: Any) -> Tensor:
+    """The median of a site's prior; a flat one has none."""
+    if is_improper(site["fn"]):
+        return feasible_value(site["fn"])
+    value: Tensor = init_to_median(site, num_samples=_DRAWS_FOR_A_MEDIAN)
+    return value
+
+
+def _drawn(site: Any) -> Tensor:
+    """A draw from a site's prior, or near where a flat one starts."""
+    if not is_improper(site["fn"]):
+        value: Tensor = init_to_sample(site)
+        return value
+    to_support = biject_to(site["fn"].support)
+    unconstrained = to_support.inv(feasible_value(site["fn"]))
+    drawn: Tensor = to_support(unconstrained + torch.randn_like(unconstrained))
+    return drawn
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

@@ -76,14 +76,17 @@ class JointGuide(UnconstrainedGuide):
         """``[..., D]``: u, of e."""
         if self.factor.dim() == 1:
             return self.location + self.factor * e
-        return self.location + e @ self.factor.mT
+        return self.location + (e.unsqueeze(-2) @ self.factor.mT).squeeze(-2)
 
     def _draw_together(self) -> dict[str, tuple[Tensor, Tensor]]:
-        distribution = self.distribution()
         site = f"_{self._pyro_name}_latent"
-        e = pyro.sample(site, distribution, infer={"is_auxiliary": True})
+        e = pyro.sample(site, self.distribution(), infer={"is_auxiliary": True})
+        return self._unpacked(self.unwhitened(e), self._log_volume())
+
+    def _log_volume(self) -> Tensor:
+        """``[D]``: log |de / du| of each number."""
         diagonal = self.factor if self.factor.dim() == 1 else self.factor.diagonal()
-        return self._unpacked(self.unwhitened(e), -diagonal.log())
+        return -diagonal.log()
 
     def _unpacked(self, u: Tensor, log_volume: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """``[..., *plates, *event]`` of u, by site, and ``[*plates, *event]`` of the volume."""

@@ -76,11 +76,11 @@ def resolve_guide(
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
     typical = _drawn if restart else _median
     start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
-    if not values:
-        found = locate(Job(model, visible, source, data_plates), visible, start, batch)
-        if found is not None:
-            near = init_to_value(values=found.values, fallback=typical)
-            start = GuideStart(near, create_plates, found.scale, found.whitening)
+    job = Job(model, visible, source, data_plates)
+    found = locate(job, visible, start, batch, values)
+    if found is not None:
+        near = init_to_value(values={**found.values, **values}, fallback=typical)
+        start = GuideStart(near, create_plates, found.scale, found.whitening)
     if isinstance(guide, str):
         return guide_builder(guide)(visible, start)
     if isinstance(guide, type):

@@ -79,11 +79,8 @@ def locate(
         try:
             structure = structure_of(pair)
             with threads_for(structure, pair):
-                # Locations first: far from the data the best width is none, and nothing moves.
                 known = not structure.sites.keys().isdisjoint(given)
-                if not known and _search(pair, list(guide.locs.parameters())):
-                    _search(pair, list(guide.parameters()))
-                whitening = _whitening(LogJoint(structure, pair))
+                whitening = _whitening(LogJoint(structure, pair), guide, known)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
         if whitening is None:
@@ -104,15 +101,22 @@ def locate(
         return Whereabouts({n: values[n] for n in own}, scale, whitening.of(own) if own else None)
 
 
-def _whitening(density: LogJoint) -> Whitening | None:
+def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> Whitening | None:
     """The best Gaussian that can be afforded; None where the ELBO is nowhere finite."""
-    location, widths = density.start()
-    sizes = density.sizes
+    pair = density.pair
+    # Locations first: far from the data the best width is none, and nothing moves.
+    went_well = known or _search(pair, list(guide.locs.parameters()))
     few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
     if not few or not density.together:
-        return Whitening(sizes, location, widths)
-    found = search(density, location, widths)
-    return Whitening(sizes, found.location, found.factor) if isfinite(found.elbo) else None
+        if went_well and not known:
+            _search(pair, list(guide.parameters()))
+        return Whitening(density.sizes, *density.start()) if went_well else None
+    found = search(density, *density.start())
+    if not found.settled and went_well and not known:
+        # No Gaussian near: a funnel, for one. Independent Normals may find a better place.
+        _search(pair, list(guide.parameters()))
+        found = max(found, search(density, *density.start()), key=lambda each: each.elbo)
+    return Whitening(density.sizes, *found[:2]) if isfinite(found.elbo) else None
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> bool:

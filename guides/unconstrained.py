@@ -151,11 +151,6 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         super()._setup_prototype(*args, **kwargs)
         nodes = dict(self.prototype_trace.iter_stochastic_nodes())
         self._latents = {name: Unconstrained.of(name, site) for name, site in nodes.items()}
-        if not self._latents:
-            raise GuideError(
-                "the model has no continuous latent, so that this guide has nothing to draw. Leave "
-                "its discrete latents to the guide 'cavi', or draw them in a guide of your own."
-            )
         rows = self._row_plates(*args, **kwargs)
         self._apart = tuple(n for n, v in self._latents.items() if self._stands_apart(v, rows))
         self._set_up_apart()
@@ -270,6 +265,8 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         if self.prototype_trace is None:
             with unheard():
                 self._setup_prototype(*args, **kwargs)
+        if not self._latents:
+            return {}
         first = next(iter(self._latents.values())).start
         probabilities = torch.as_tensor(quantiles, dtype=first.dtype, device=first.device)
         found = self._quantiles_together(probabilities)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-_STEPS = 100
+_STEPS = 50
 _SIZES = (1.0, 0.5, 0.2, 0.05, 0.01, 1e-3)
 _FLATTEST = 1e-12
 _LEVEL = 1e-4

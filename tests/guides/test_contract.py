@@ -130,17 +130,24 @@ def test_every_parameter_has_its_gradient(float64, family):
     torch.testing.assert_close((values[0] - values[1]) / (2 * step), expected, rtol=1e-4, atol=1e-4)
 
 
+def narrow(x):
+    """One latent; its posterior is narrow and far from its prior's median."""
+    mean = pyro.sample("mean", dist.Normal(100.0, 50.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 0.01), obs=x)
+
+
 @each
 def test_names_classes_and_instances_are_one_road(family):
-    settings = {"steps": 3, "seed": 0, "progress": False}
-    forms = [family.name, family.make(families.constrained)]
+    settings = {"steps": 1, "seed": 0, "progress": False}
+    forms = [family.name, family.make(narrow)]
     forms += [family.make] if isinstance(family.make, type) else []
-    elbos = {float(fit(families.constrained, form, X, **settings).elbo) for form in forms}
+    elbos = {float(fit(narrow, form, X, **settings).elbo) for form in forms}
     assert len(elbos) == 1
 
 
 @each
-@pytest.mark.parametrize("particles", [1, 16])
+@pytest.mark.parametrize("particles", [pytest.param(1, marks=pytest.mark.slow), 16])
 def test_supports_plates_and_particles(family, particles):
     objective = ELBO(num_particles=particles)
     result = fit(
@@ -187,14 +194,14 @@ def test_it_shows_its_name(family):
 
 @each
 def test_restarts_of_an_instance_and_going_on(family):
-    guide = family.make(small)
+    guide = family.make(narrow)
     settings = {"steps": 2, "seed": 0, "progress": False}
-    first = fit(small, guide, X, restarts=2, **settings)
+    first = fit(narrow, guide, X, restarts=2, **settings)
     with first.fitted.applied():
-        before = first.guide.median(X)["width"]
+        before = first.guide.median(X)["mean"]
     assert guide.started
-    torch.testing.assert_close(guide.median(X)["width"], before)
-    assert fit(small, guide, X, **settings).losses.isfinite().all()
+    torch.testing.assert_close(guide.median(X)["mean"], before)
+    assert fit(narrow, guide, X, **settings).losses.isfinite().all()
 
 
 @each

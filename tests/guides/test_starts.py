@@ -10,7 +10,7 @@ from ppl_vi import fit
 from ppl_vi.guides import LaplaceGuide
 from ppl_vi.whitening import Whitening
 
-QUICK = {"steps": 300, "seed": 0, "progress": False}
+QUICK = {"steps": 200, "seed": 0, "progress": False}
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def centered(y, sigma):
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-@pytest.mark.parametrize("guide", ["normal", "multivariate_normal"])
+@pytest.mark.parametrize(
+    "guide", ["normal", pytest.param("multivariate_normal", marks=pytest.mark.slow)]
+)
 def test_a_spike_without_mass_is_no_start(float64, guide):
     """The joint density of this model has no mode: it rises without end as tau falls to 0."""
     y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -139,9 +141,14 @@ def test_laplace_is_exact(float64, batch_size):
 
 
 def test_laplace_says_so_where_there_is_no_mode(float64):
-    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+    def funnel():
+        log_scale = pyro.sample("log_scale", dist.Normal(0.0, 3.0))
+        with pyro.plate("many", 3):
+            pyro.sample("x", dist.Cauchy(0.0, log_scale.exp()))
+        pyro.factor("no_prior", log_scale**2 / 18)
+
     with pytest.raises(ValueError, match=r"'laplace' found no mode.*multivariate_normal"):
-        fit(centered, LaplaceGuide, (y, torch.full((8,), 10.0)), **{**QUICK, "steps": 5})
+        fit(funnel, LaplaceGuide, **{**QUICK, "steps": 5})
 
 
 def test_maximum_a_posteriori_is_exact(float64):

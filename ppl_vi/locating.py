@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,26 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
+from torch.distributions import biject_to
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppl_vi.data import Batch
+from ppl_vi.gaussian_search import search
 from ppl_vi.job import Job
+from ppl_vi.log_joint import LogJoint
 from ppl_vi.objectives import ReparameterizedELBO
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
 from ppl_vi.threads import threads_for
+from ppl_vi.whitening import Whitening
 
 _ITERATIONS = 200
 _WORST = 1e30
 _PARTICLES = 16
+_MOST_JOINTLY = 300
+_MOST_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -34,27 +41,35 @@ class Whereabouts:
     Attributes:
         values: by site, on its own support.
         scale: the geometric mean of the standard deviations, in unconstrained space.
+        whitening: of the continuous sites outside the plates of minibatches; None without any.
     """
 
     values: dict[str, Tensor]
     scale: float
+    whitening: Whitening | None
 
 
 def locate(
-    job: Job, model: Callable[..., Any], start: GuideStart, batch: Batch
+    job: Job,
+    model: Callable[..., Any],
+    start: GuideStart,
+    batch: Batch,
+    given: Mapping[str, Tensor],
 ) -> Whereabouts | None:
-    """Fit independent Normals in unconstrained space by L-BFGS, on fixed draws.
+    """Fit independent Normals in unconstrained space by L-BFGS on fixed draws, then a full Gaussian.
 
     With the draws fixed the ELBO is a deterministic function, whose maximum is off by the noise of a
-    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. Sites in
-    the plates of minibatches are left out. Returns None where the search fails; the prior's typical
-    values are then the better start.
+    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. From there
+    Newton steps find the covariance, where the latents are not too many. Parameters of the model stay
+    at their start. Sites in the plates of minibatches are left out. Returns None where the search
+    fails; the prior's typical values are then the better start.
 
     Args:
         job: the model and its data.
         model: the same model with its enumerable sites hidden.
         start: where the search begins.
         batch: the rows to look at.
+        given: values by site that are kept; only the widths around them are then searched for.
 
     Source: Giordano, Ingram and Broderick (2024), for the fixed draws.
     """
@@ -64,21 +79,44 @@ def locate(
         try:
             structure = structure_of(pair)
             with threads_for(structure, pair):
-                # Locations first: far from the data the best width is none, and nothing moves.
-                if not _search(pair, list(guide.locs.parameters())):
-                    return None
-                _search(pair, list(guide.parameters()))
-            found = guide.median(*batch.args, **batch.kwargs)
+                known = not structure.sites.keys().isdisjoint(given)
+                whitening = _whitening(LogJoint(structure, pair), guide, known)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
-        parameters = pyro.get_param_store().items()
-        logs = [value.detach().log().mean() for name, value in parameters if ".scales." in name]
-        values = {
-            name: value.detach().clone()
-            for name, value in found.items()
-            if job.data_plates.isdisjoint(structure.sites[name].plates)
-        }
-        return Whereabouts(values, torch.stack(logs).mean().exp().item())
+        if whitening is None:
+            return None
+        values, vectors = {}, []
+        for name, vector in whitening.by_site(whitening.location).items():
+            drawn = structure.sites[f"{name}_unconstrained"]
+            transform = biject_to(guide.prototype_trace.nodes[name]["fn"].support)
+            if name in given:
+                value = given[name].expand(structure.sites[name].shape)
+                values[name], vector = value, transform.inv(value).reshape(-1).to(vector)
+            else:
+                values[name] = transform(vector.to(drawn.dtype).reshape(drawn.shape))
+            vectors.append(vector)
+        whitening = whitening.moved(torch.cat(vectors))
+        scale = whitening.widths().log().mean().exp().item()
+        own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
+        return Whereabouts({n: values[n] for n in own}, scale, whitening.of(own) if own else None)
+
+
+def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> Whitening | None:
+    """The best Gaussian that can be afforded; None where the ELBO is nowhere finite."""
+    pair = density.pair
+    # Locations first: far from the data the best width is none, and nothing moves.
+    went_well = known or _search(pair, list(guide.locs.parameters()))
+    few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
+    if not few or not density.together:
+        if went_well and not known:
+            _search(pair, list(guide.parameters()))
+        return Whitening(density.sizes, *density.start()) if went_well else None
+    found = search(density, *density.start())
+    if not found.settled and went_well and not known:
+        # No Gaussian near: a funnel, for one. Independent Normals may find a better place.
+        _search(pair, list(guide.parameters()))
+        found = max(found, search(density, *density.start()), key=lambda each: each.elbo)
+    return Whitening(density.sizes, *found[:2]) if isfinite(found.elbo) else None
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from pyro.infer.autoguide import AutoGuide
+
+from ppl_vi.whitening import Whitening
 
 Guide = Callable[..., Any]
 
@@ -20,11 +22,49 @@ class GuideStart:
         init_loc_fn: gives a site's starting value, as Pyro's autoguides ask for it.
         create_plates: gives the plates over the rows of the data, or None without minibatches.
         init_scale: a typical standard deviation, in unconstrained space.
+        whitening: where the posterior is and how wide, in unconstrained space, of the continuous
+            sites outside the plates of minibatches; None where that was not found.
     """
 
     init_loc_fn: Callable[..., Any]
     create_plates: Callable[..., Any] | None = None
     init_scale: float = 0.1
+    whitening: Whitening | None = None
+
+
+@runtime_checkable
+class StartedGuide(Protocol):
+    """A guide that ``fit`` hands the place to start from, before it is first called."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it has its parameters already, and goes on from where it is."""
+
+    def start_at(self, start: GuideStart) -> None:
+        """Begin there."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class FinishedGuide(Protocol):
+    """A guide that has a last word when the steps of a fit are over."""
+
+    def begin_fit(self) -> None:
+        """Steps are about to be taken."""
+
+    def finish_fit(self, job: Any) -> None:
+        """They were taken, on this ``ppl_vi.job.Job``."""
+
+
+def has_last_word(guide: Any) -> TypeGuard[FinishedGuide]:
+    """Whether a guide has a last word."""
+    return isinstance(guide, FinishedGuide)
+
+
+def takes_start(guide: Any) -> TypeGuard[StartedGuide]:
+    """Whether a guide is to be told where to start."""
+    return isinstance(guide, StartedGuide)
 
 
 GuideBuilder = Callable[[Callable[..., Any], GuideStart], Guide]
@@ -36,7 +76,9 @@ _BUILDERS: dict[str, GuideBuilder] = {}
 
 
 def autoguide_builder(family: type[AutoGuide]) -> GuideBuilder:
-    """The builder of a Pyro autoguide class, which is given those of the settings that it knows.
+    """The builder of an autoguide class, which is given those of the settings that it knows.
+
+    One that is a ``StartedGuide`` is handed the whole start.
 
     Args:
         family: the class.
@@ -45,6 +87,8 @@ def autoguide_builder(family: type[AutoGuide]) -> GuideBuilder:
 
     def build(model: Callable[..., Any], start: GuideStart) -> Guide:
         guide: Guide = family(model, **{n: v for n, v in vars(start).items() if n in accepted})
+        if takes_start(guide):
+            guide.start_at(start)
         return guide
 
     return build

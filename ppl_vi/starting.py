@@ -10,13 +10,20 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, init_to_value
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
-from ppl_vi.program import enumerable_sites, hide, plate_dims
+from ppl_vi.program import enumerable_sites, feasible_value, hide, is_improper, plate_dims
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder, swept_builder
+from ppl_vi.registry import (
+    GuideStart,
+    autoguide_builder,
+    guide_builder,
+    swept_builder,
+    takes_start,
+)
 
 Program = Callable[..., Any]
 
@@ -55,9 +62,8 @@ def resolve_guide(
         return build_swept(model)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
-    if not isinstance(guide, str) and not (
-        isinstance(guide, type) and issubclass(guide, AutoGuide)
-    ):
+    family = isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
+    if not family and (not takes_start(guide) or guide.started):
         if not callable(guide):
             raise TypeError(
                 f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
@@ -68,15 +74,39 @@ def resolve_guide(
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
-    typical = init_to_sample if restart else init_to_median(num_samples=_DRAWS_FOR_A_MEDIAN)
+    typical = _drawn if restart else _median
     start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
-    if not values:
-        found = locate(Job(model, visible, source, data_plates), visible, start, batch)
-        if found is not None:
-            near = init_to_value(values=found.values, fallback=typical)
-            start = GuideStart(near, create_plates, found.scale)
-    build = guide_builder(guide) if isinstance(guide, str) else autoguide_builder(guide)
-    return build(visible, start)
+    job = Job(model, visible, source, data_plates)
+    found = locate(job, visible, start, batch, values)
+    if found is not None:
+        near = init_to_value(values={**found.values, **values}, fallback=typical)
+        start = GuideStart(near, create_plates, found.scale, found.whitening)
+    if isinstance(guide, str):
+        return guide_builder(guide)(visible, start)
+    if isinstance(guide, type):
+        return autoguide_builder(guide)(visible, start)
+    if takes_start(guide):
+        guide.start_at(start)
+    return guide
+
+
+def _median(site: Any) -> Tensor:
+    """The median of a site's prior; a flat one has none."""
+    if is_improper(site["fn"]):
+        return feasible_value(site["fn"])
+    value: Tensor = init_to_median(site, num_samples=_DRAWS_FOR_A_MEDIAN)
+    return value
+
+
+def _drawn(site: Any) -> Tensor:
+    """A draw from a site's prior, or near where a flat one starts."""
+    if not is_improper(site["fn"]):
+        value: Tensor = init_to_sample(site)
+        return value
+    to_support = biject_to(site["fn"].support)
+    unconstrained = to_support.inv(feasible_value(site["fn"]))
+    drawn: Tensor = to_support(unconstrained + torch.randn_like(unconstrained))
+    return drawn
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

@@ -2,15 +2,19 @@
 
 from ppl_vi.guides import named as named
 from ppl_vi.guides.cavi import CAVIGuide
+from ppl_vi.guides.flow import FlowGuide
 from ppl_vi.guides.gaussian import LowRankGuide, MultivariateNormalGuide, NormalGuide
 from ppl_vi.guides.gmm import GMMGuide
 from ppl_vi.guides.joint import JointGuide
+from ppl_vi.guides.mixture import MixtureGuide
 
 __all__ = [
     "CAVIGuide",
+    "FlowGuide",
     "GMMGuide",
     "JointGuide",
     "LowRankGuide",
+    "MixtureGuide",
     "MultivariateNormalGuide",
     "NormalGuide",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
-from ppl_vi.whitening import Whitening
+from ppl_vi.whitening import Mode, Whitening, pooled, shares
 
 _DRAWS_FOR_QUANTILES = 4_096
 
@@ -31,6 +32,9 @@ class JointGuide(UnconstrainedGuide):
 
     A subclass makes its parameters in ``_set_up``, and from these a distribution in ``distribution``.
     """
+
+    num_searches: int = 1
+    """From how many places modes are searched for; the whitening is that of all modes together."""
 
     location: Tensor
     factor: Tensor
@@ -59,6 +63,27 @@ class JointGuide(UnconstrainedGuide):
             self.register_buffer("factor", whitening.factor)
             self._set_up(len(whitening.location), self._start)
 
+    def start_at(self, start: GuideStart) -> None:
+        """Begin there; where more searches than one are asked for, after these."""
+        self._modes: tuple[Mode, ...] = ()
+        if start.whitening is not None and start.search is not None and self.num_searches > 1:
+            self._modes = start.search(self.num_searches)
+            start = replace(start, whitening=pooled(self._modes))
+        super().start_at(start)
+
+    def _modes_of_vector(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``[modes, D]``, ``[modes, D, D]`` lower triangular and ``[modes]``: where in e the modes
+        are, how wide, and their shares of the mass."""
+        whole = Whitening({}, self.location, self.factor)
+        names = [name for name in self._latents if name not in self._apart]
+        if not self._modes or not set(names) <= self._modes[0].whitening.sizes.keys():
+            one = torch.ones_like(self.location)
+            return torch.zeros_like(one)[None], one.diag()[None], one[:1]
+        own = [mode.whitening.of(tuple(names)) for mode in self._modes]
+        locations = [whole.whitened(mode.location.to(self.location) - self.location) for mode in own]
+        roots = [whole.whitened(mode.matrix().to(self.location)) for mode in own]
+        return torch.stack(locations), torch.stack(roots), shares(self._modes).to(self.location)
+
     def _whitening(self) -> Whitening | None:
         """Of the latents drawn together; where nothing was found, a typical width around the start."""
         latents = {n: latent for n, latent in self._latents.items() if n not in self._apart}
@@ -78,10 +103,18 @@ class JointGuide(UnconstrainedGuide):
             return self.location + self.factor * e
         return self.location + e @ self.factor.mT
 
+    def _draw_vector(self) -> Tensor:
+        """``[..., D]``: a draw of e, from sites that are all auxiliary."""
+        return self._auxiliary("latent", self.distribution())
+
+    def _auxiliary(self, name: str, distribution: TorchDistribution) -> Tensor:
+        """A draw at a site of the guide's own."""
+        site = f"_{self._pyro_name}_{name}"
+        drawn: Tensor = pyro.sample(site, distribution, infer={"is_auxiliary": True})
+        return drawn
+
     def _draw_together(self) -> dict[str, tuple[Tensor, Tensor]]:
-        distribution = self.distribution()
-        site = f"_{self._pyro_name}_latent"
-        e = pyro.sample(site, distribution, infer={"is_auxiliary": True})
+        e = self._draw_vector()
         diagonal = self.factor if self.factor.dim() == 1 else self.factor.diagonal()
         return self._unpacked(self.unwhitened(e), -diagonal.log())
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -21,11 +22,13 @@ from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
 from ppl_vi.threads import threads_for
-from ppl_vi.whitening import Whitening
+from ppl_vi.whitening import Mode, Whitening
 
 _ITERATIONS = 200
 _WORST = 1e30
 _PARTICLES = 16
+_LOG_OF_NO_MASS = -10.0
+_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Whereabouts:
         values: by site, on its own support.
         scale: the geometric mean of the standard deviations, in unconstrained space.
         whitening: of the continuous sites outside the plates of minibatches; None without any.
+        bound: the ELBO there, on the draws of the search.
     """
 
     values: dict[str, Tensor]
     scale: float
     whitening: Whitening | None
+    bound: float
 
 
 def locate(
@@ -68,9 +73,9 @@ def locate(
             structure = structure_of(pair)
             with threads_for(structure, pair):
                 # Locations first: far from the data the best width is none, and nothing moves.
-                if not _search(pair, list(guide.locs.parameters())):
+                if not _search(pair, list(guide.locs.parameters())) > -_WORST:
                     return None
-                _search(pair, list(guide.parameters()))
+                bound = _search(pair, list(guide.parameters()))
             found = guide.median(*batch.args, **batch.kwargs)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
@@ -82,7 +87,44 @@ def locate(
             if job.data_plates.isdisjoint(structure.sites[name].plates)
         }
         whitening = _whitening(guide, tuple(values))
-        return Whereabouts(values, torch.stack(logs).mean().exp().item(), whitening)
+        return Whereabouts(values, torch.stack(logs).mean().exp().item(), whitening, bound)
+
+
+def find_modes(
+    job: Job,
+    model: Callable[..., Any],
+    create_plates: Callable[..., Any] | None,
+    batch: Batch,
+    first: Whereabouts,
+    num_searches: int,
+) -> tuple[Mode, ...]:
+    """Where the posterior has mass, as found from several draws of the prior; the heaviest first.
+
+    Places found twice are named once, and those with less than e^-10 of the heaviest one's mass are
+    left out. Which modes are found is up to chance: those whose basins the prior rarely meets may
+    be missing.
+
+    Args:
+        job: the model and its data.
+        model: the same model with its enumerable sites hidden.
+        create_plates: as of Pyro's autoguides.
+        batch: the rows to look at.
+        first: what was found from the usual start, which counts as one search.
+        num_searches: how many.
+    """
+    drawn = GuideStart(init_to_sample, create_plates)
+    every = [first]
+    for seed in torch.randint(_SEEDS, (num_searches - 1,)).tolist():
+        with forked_rng(seed=seed):
+            found = locate(job, model, drawn, batch)
+        every += [found] if found is not None else []
+    modes = [Mode(found.whitening, found.bound) for found in every if found.whitening is not None]
+    apart: list[Mode] = []
+    for mode in sorted(modes, key=lambda mode: -mode.log_mass):
+        heavy = not apart or mode.log_mass > apart[0].log_mass + _LOG_OF_NO_MASS
+        if heavy and not any(mode.is_at(other) for other in apart):
+            apart.append(mode)
+    return tuple(apart)
 
 
 def _whitening(guide: AutoNormal, names: tuple[str, ...]) -> Whitening | None:
@@ -97,8 +139,8 @@ def _whitening(guide: AutoNormal, names: tuple[str, ...]) -> Whitening | None:
     return Whitening(sizes, locations, widths)
 
 
-def _search(pair: Pair, parameters: list[Tensor]) -> bool:
-    """Maximise the ELBO on fixed draws over the guide's parameters; whether that went well."""
+def _search(pair: Pair, parameters: list[Tensor]) -> float:
+    """Maximise the ELBO on fixed draws over the guide's parameters; the highest found."""
     objective = ReparameterizedELBO(num_particles=_PARTICLES)
 
     def loss_and_gradient(position: np.ndarray) -> tuple[float, np.ndarray]:
@@ -122,4 +164,4 @@ def _search(pair: Pair, parameters: list[Tensor]) -> bool:
         options={"maxiter": _ITERATIONS},
     )
     vector_to_parameters(torch.as_tensor(found.x).to(start), parameters)
-    return bool(found.fun < _WORST)
+    return -float(found.fun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.job import Job
-from ppl_vi.locating import locate
+from ppl_vi.locating import find_modes, locate
 from ppl_vi.program import enumerable_sites, hide, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
@@ -76,10 +77,12 @@ def resolve_guide(
     typical = init_to_sample if restart else init_to_median(num_samples=_DRAWS_FOR_A_MEDIAN)
     start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
     if not values:
-        found = locate(Job(model, visible, source, data_plates), visible, start, batch)
+        job = Job(model, visible, source, data_plates)
+        found = locate(job, visible, start, batch)
         if found is not None:
             near = init_to_value(values=found.values, fallback=typical)
-            start = GuideStart(near, create_plates, found.scale, found.whitening)
+            search = partial(find_modes, job, visible, create_plates, batch, found)
+            start = GuideStart(near, create_plates, found.scale, found.whitening, search)
     if isinstance(guide, str):
         return guide_builder(guide)(visible, start)
     if isinstance(guide, type):

@@ -132,7 +132,7 @@ class FlowGuide(MixtureGuide):
 
     def distribution(self) -> TorchDistribution:
         """The image of the mixture."""
-        return dist.TransformedDistribution(super().distribution(), [self._flow()])
+        return dist.TransformedDistribution(self._mixture(), [self._flow()])
 
     def _draw_vector(self) -> Tensor:
         base, flow = super()._draw_vector(), self._flow()

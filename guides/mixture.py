@@ -100,6 +100,9 @@ class MixtureGuide(JointGuide):
 
     def distribution(self) -> TorchDistribution:
         """The mixture."""
+        return self._mixture()
+
+    def _mixture(self) -> TorchDistribution:
         components = dist.MultivariateNormal(self.locs, scale_tril=self._roots())
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
@@ -119,7 +122,7 @@ class MixtureGuide(JointGuide):
         e = self._auxiliary("latent", gaussian)
         # log q(e) takes the place of log q(k, e).
         joint = choice.log_prob(k) + gaussian.log_prob(e)
-        rest = self.distribution().log_prob(e) - joint
+        rest = self._mixture().log_prob(e) - joint
         pyro.factor(f"_{self._pyro_name}_given_latent", rest, has_rsample=True)
         return e
 

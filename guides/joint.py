@@ -13,9 +13,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
+from ppl_vi.modes import Mode, pooled, shares
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
-from ppl_vi.whitening import Mode, Whitening, pooled, shares
+from ppl_vi.whitening import Whitening
 
 _DRAWS_FOR_QUANTILES = 4_096
 
@@ -80,7 +81,9 @@ class JointGuide(UnconstrainedGuide):
             one = torch.ones_like(self.location)
             return torch.zeros_like(one)[None], one.diag()[None], one[:1]
         own = [mode.whitening.of(tuple(names)) for mode in self._modes]
-        locations = [whole.whitened(mode.location.to(self.location) - self.location) for mode in own]
+        locations = [
+            whole.whitened(mode.location.to(self.location) - self.location) for mode in own
+        ]
         roots = [whole.whitened(mode.matrix().to(self.location)) for mode in own]
         return torch.stack(locations), torch.stack(roots), shares(self._modes).to(self.location)
 

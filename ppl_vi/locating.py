@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal
-from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
+from torch.distributions import biject_to
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppl_vi.data import Batch
+from ppl_vi.gaussian_search import search
 from ppl_vi.job import Job
+from ppl_vi.log_joint import LogJoint
 from ppl_vi.objectives import ReparameterizedELBO
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
 from ppl_vi.threads import threads_for
-from ppl_vi.whitening import Mode, Whitening
+from ppl_vi.whitening import Whitening
 
 _ITERATIONS = 200
 _WORST = 1e30
 _PARTICLES = 16
-_LOG_OF_NO_MASS = -10.0
-_SEEDS = 2**31
+_MOST_JOINTLY = 300
+_MOST_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Whereabouts:
         values: by site, on its own support.
         scale: the geometric mean of the standard deviations, in unconstrained space.
         whitening: of the continuous sites outside the plates of minibatches; None without any.
-        bound: the ELBO there, on the draws of the search.
+        bound: the ELBO of the Gaussian that was found, on the draws of the search.
     """
 
     values: dict[str, Tensor]
@@ -51,12 +54,13 @@ class Whereabouts:
 def locate(
     job: Job, model: Callable[..., Any], start: GuideStart, batch: Batch
 ) -> Whereabouts | None:
-    """Fit independent Normals in unconstrained space by L-BFGS, on fixed draws.
+    """Fit independent Normals in unconstrained space by L-BFGS on fixed draws, then a full Gaussian.
 
     With the draws fixed the ELBO is a deterministic function, whose maximum is off by the noise of a
-    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. Sites in
-    the plates of minibatches are left out. Returns None where the search fails; the prior's typical
-    values are then the better start.
+    few draws: good for a start. Unlike the joint mode, it keeps out of spikes without mass. From there
+    Newton steps find the covariance, where the latents are not too many. Parameters of the model stay
+    at their start. Sites in the plates of minibatches are left out. Returns None where the search
+    fails; the prior's typical values are then the better start.
 
     Args:
         job: the model and its data.
@@ -73,74 +77,44 @@ def locate(
             structure = structure_of(pair)
             with threads_for(structure, pair):
                 # Locations first: far from the data the best width is none, and nothing moves.
-                if not _search(pair, list(guide.locs.parameters())) > -_WORST:
-                    return None
-                bound = _search(pair, list(guide.parameters()))
-            found = guide.median(*batch.args, **batch.kwargs)
+                bound = _search(pair, list(guide.locs.parameters()))
+                if bound > -_WORST:
+                    bound = _search(pair, list(guide.parameters()))
+                whitening, bound = _whitening(LogJoint(structure, pair), bound)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
-        parameters = pyro.get_param_store().items()
-        logs = [value.detach().log().mean() for name, value in parameters if ".scales." in name]
-        values = {
-            name: value.detach().clone()
-            for name, value in found.items()
-            if job.data_plates.isdisjoint(structure.sites[name].plates)
-        }
-        whitening = _whitening(guide, tuple(values))
-        return Whereabouts(values, torch.stack(logs).mean().exp().item(), whitening, bound)
+        if whitening is None:
+            return None
+        values = {}
+        for name, vector in whitening.by_site(whitening.location).items():
+            drawn = structure.sites[f"{name}_unconstrained"]
+            support = guide.prototype_trace.nodes[name]["fn"].support
+            values[name] = biject_to(support)(vector.to(drawn.dtype).reshape(drawn.shape))
+        scale = whitening.widths().log().mean().exp().item()
+        own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
+        known = whitening.of(own) if own else None
+        return Whereabouts({n: values[n] for n in own}, scale, known, bound)
 
 
-def find_modes(
-    job: Job,
-    model: Callable[..., Any],
-    create_plates: Callable[..., Any] | None,
-    batch: Batch,
-    first: Whereabouts,
-    num_searches: int,
-) -> tuple[Mode, ...]:
-    """Where the posterior has mass, as found from several draws of the prior; the heaviest first.
-
-    Places found twice are named once, and those with less than e^-10 of the heaviest one's mass are
-    left out. Which modes are found is up to chance: those whose basins the prior rarely meets may
-    be missing.
+def _whitening(density: LogJoint, bound: float) -> tuple[Whitening | None, float]:
+    """The best Gaussian that can be afforded, and its ELBO; None where that is nowhere finite.
 
     Args:
-        job: the model and its data.
-        model: the same model with its enumerable sites hidden.
-        create_plates: as of Pyro's autoguides.
-        batch: the rows to look at.
-        first: what was found from the usual start, which counts as one search.
-        num_searches: how many.
+        density: of the latents.
+        bound: the ELBO of the Normals that it starts at.
     """
-    drawn = GuideStart(init_to_sample, create_plates)
-    every = [first]
-    for seed in torch.randint(_SEEDS, (num_searches - 1,)).tolist():
-        with forked_rng(seed=seed):
-            found = locate(job, model, drawn, batch)
-        every += [found] if found is not None else []
-    modes = [Mode(found.whitening, found.bound) for found in every if found.whitening is not None]
-    apart: list[Mode] = []
-    for mode in sorted(modes, key=lambda mode: -mode.log_mass):
-        heavy = not apart or mode.log_mass > apart[0].log_mass + _LOG_OF_NO_MASS
-        if heavy and not any(mode.is_at(other) for other in apart):
-            apart.append(mode)
-    return tuple(apart)
-
-
-def _whitening(guide: AutoNormal, names: tuple[str, ...]) -> Whitening | None:
-    """The Normals of these sites, end to end."""
-    if not names:
-        return None
-    pairs = [guide._get_loc_and_scale(name) for name in names]
-    locations, widths = (
-        torch.cat([pair[i].detach().reshape(-1) for pair in pairs]) for i in range(2)
-    )
-    sizes = {name: loc.numel() for name, (loc, _) in zip(names, pairs, strict=True)}
-    return Whitening(sizes, locations, widths)
+    location, widths = density.start()
+    sizes = density.sizes
+    few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
+    if not few or not density.together:
+        return Whitening(sizes, location, widths), bound
+    found = search(density, location, widths)
+    known = Whitening(sizes, found.location, found.factor) if isfinite(found.elbo) else None
+    return known, found.elbo
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> float:
-    """Maximise the ELBO on fixed draws over the guide's parameters; the highest found."""
+    """Maximise the ELBO on fixed draws over the guide's parameters; the highest."""
     objective = ReparameterizedELBO(num_particles=_PARTICLES)
 
     def loss_and_gradient(position: np.ndarray) -> tuple[float, np.ndarray]:

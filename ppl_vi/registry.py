@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from pyro.infer.autoguide import AutoGuide
 
-from ppl_vi.whitening import Mode, Whitening
+from ppl_vi.modes import Mode
+from ppl_vi.whitening import Whitening
 
 Guide = Callable[..., Any]
 
@@ -45,6 +46,8 @@ class StartedGuide(Protocol):
 
     def start_at(self, start: GuideStart) -> None:
         """Begin there."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def takes_start(guide: Any) -> TypeGuard[StartedGuide]:

@@ -11,11 +11,13 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, init_to_value
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.exploring import find_modes
 from ppl_vi.job import Job
-from ppl_vi.locating import find_modes, locate
-from ppl_vi.program import enumerable_sites, hide, plate_dims
+from ppl_vi.locating import locate
+from ppl_vi.program import enumerable_sites, feasible_value, hide, is_improper, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
     GuideStart,
@@ -74,14 +76,15 @@ def resolve_guide(
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
-    typical = init_to_sample if restart else init_to_median(num_samples=_DRAWS_FOR_A_MEDIAN)
+    typical = _drawn if restart else _median
     start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
     if not values:
         job = Job(model, visible, source, data_plates)
         found = locate(job, visible, start, batch)
         if found is not None:
             near = init_to_value(values=found.values, fallback=typical)
-            search = partial(find_modes, job, visible, create_plates, batch, found)
+            elsewhere = GuideStart(_drawn, create_plates)
+            search = partial(find_modes, job, visible, elsewhere, batch, found)
             start = GuideStart(near, create_plates, found.scale, found.whitening, search)
     if isinstance(guide, str):
         return guide_builder(guide)(visible, start)
@@ -90,6 +93,25 @@ def resolve_guide(
     if takes_start(guide):
         guide.start_at(start)
     return guide
+
+
+def _median(site: Any) -> Tensor:
+    """The median of a site's prior; a flat one has none."""
+    if is_improper(site["fn"]):
+        return feasible_value(site["fn"])
+    value: Tensor = init_to_median(site, num_samples=_DRAWS_FOR_A_MEDIAN)
+    return value
+
+
+def _drawn(site: Any) -> Tensor:
+    """A draw from a site's prior, or near where a flat one starts."""
+    if not is_improper(site["fn"]):
+        value: Tensor = init_to_sample(site)
+        return value
+    to_support = biject_to(site["fn"].support)
+    unconstrained = to_support.inv(feasible_value(site["fn"]))
+    drawn: Tensor = to_support(unconstrained + torch.randn_like(unconstrained))
+    return drawn
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

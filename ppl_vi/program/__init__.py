@@ -24,7 +24,9 @@ from ppl_vi.program.inspection import inspect
 from ppl_vi.program.layout import (
     align,
     expanded_parameter,
+    feasible_value,
     innermost,
+    is_improper,
     joint_support,
     plate_frames,
 )
@@ -82,6 +84,7 @@ __all__ = [
     "enumerated",
     "expanded_parameter",
     "expected_terms",
+    "feasible_value",
     "features",
     "find_closed_forms",
     "find_data_plates",
@@ -90,6 +93,7 @@ __all__ = [
     "independent_of_draws",
     "innermost",
     "inspect",
+    "is_improper",
     "joint_support",
     "key",
     "latents_of",

@@ -9,7 +9,7 @@ from pyro import poutine
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import plate_frames
-from ppl_vi.program.messengers import KeepFrozen, naming_site
+from ppl_vi.program.messengers import FeasibleValues, KeepFrozen, naming_site
 from ppl_vi.program.tracing import Program, sample_sites
 from ppl_vi.randomness import forked_rng
 
@@ -66,7 +66,7 @@ def _alone(
     model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], what: str = "the model"
 ) -> dict[str, Any]:
     """The sample sites of a model run by itself; random state is left as it was."""
-    with forked_rng(), naming_site(what, ModelError), KeepFrozen():
+    with forked_rng(), naming_site(what, ModelError), KeepFrozen(), FeasibleValues():
         return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
 

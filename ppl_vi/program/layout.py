@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions import ImproperUniform, Independent, MaskedDistribution
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ppl_vi.errors import ModelError
 
@@ -91,6 +92,18 @@ def unexpanded(distribution: Any) -> Any:
     """The distribution inside ``.expand()``, whose batch shape may be smaller."""
     expanded = type(distribution).__name__ == "ExpandedDistribution"
     return unexpanded(distribution.base_dist) if expanded else distribution
+
+
+def is_improper(distribution: Any) -> bool:
+    """Whether it is Pyro's flat prior, which has no draws."""
+    return isinstance(innermost(distribution), ImproperUniform)
+
+
+def feasible_value(distribution: Any) -> Tensor:
+    """``[*batch, *event]``: some value on the support of a continuous distribution."""
+    to_support = transform_to(distribution.support)
+    value: Tensor = to_support(torch.zeros(to_support.inverse_shape(distribution.shape())))
+    return value
 
 
 def joint_support(distribution: Any) -> Tensor:

@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vi.errors import DataError, GuideError, ModelError
+from ppl_vi.program.layout import feasible_value, is_improper
 
 Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
@@ -59,6 +60,15 @@ class DrawSites(Messenger):
             return
         msg["value"] = self.draw(msg["name"], msg["fn"])
         msg["done"] = True
+
+
+class FeasibleValues(Messenger):
+    """Let sites with an improper prior, which nobody can draw from, stand at some value."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and is_improper(msg["fn"]):
+            msg["value"] = feasible_value(msg["fn"])
+            msg["done"] = True
 
 
 class ReuseValues(Messenger):

@@ -17,6 +17,7 @@ from ppl_vi.program.messengers import (
     Draw,
     DrawSites,
     Enumeration,
+    FeasibleValues,
     KeepFrozen,
     MarkEnumerated,
     ReuseValues,
@@ -68,7 +69,7 @@ def trace_model(
     """Trace the model on the guide's ``values``, with the sites ``marginalized`` enumerated."""
     # One dimension left of the plates stays free for the particles.
     enumeration = Enumeration(-nesting - 2) if marginalized else nullcontext()
-    with naming_site("the model", ModelError), KeepFrozen(), enumeration:
+    with naming_site("the model", ModelError), KeepFrozen(), FeasibleValues(), enumeration:
         with MarkEnumerated(marginalized), _particles(num_particles, nesting), ReuseValues(values):
             return poutine.trace(pair.model).get_trace(*pair.args, **pair.kwargs)
 

@@ -72,6 +72,7 @@ class JointGuide(UnconstrainedGuide):
             start = replace(start, whitening=pooled(self._modes))
         super().start_at(start)
 
+    @torch.no_grad()
     def _modes_of_vector(self) -> tuple[Tensor, Tensor, Tensor]:
         """``[modes, D]``, ``[modes, D, D]`` lower triangular and ``[modes]``: where in e the modes
         are, how wide, and their shares of the mass."""

@@ -31,12 +31,14 @@ class Mode:
         return bool(self.whitening.whitened(away).square().mean() < 0.25)
 
 
+@torch.no_grad()
 def shares(modes: Sequence[Mode]) -> Tensor:
     """``[modes]``: the part of the posterior's mass that each has."""
     like = modes[0].whitening.location
     return torch.tensor([mode.log_mass for mode in modes], dtype=torch.float64).softmax(0).to(like)
 
 
+@torch.no_grad()
 def pooled(modes: Sequence[Mode]) -> Whitening:
     """The whitening by the mean and the covariance of the mixture of all modes.
 

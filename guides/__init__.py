@@ -1,6 +1,7 @@
 """Pyro guides, and the names that ``fit`` knows them by."""
 
 from ppl_vi.guides import named as named
+from ppl_vi.guides.auxiliary import AuxiliaryGuide
 from ppl_vi.guides.cavi import CAVIGuide
 from ppl_vi.guides.flow import FlowGuide
 from ppl_vi.guides.gaussian import LowRankGuide, MultivariateNormalGuide, NormalGuide
@@ -9,6 +10,7 @@ from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.mixture import MixtureGuide
 
 __all__ = [
+    "AuxiliaryGuide",
     "CAVIGuide",
     "FlowGuide",
     "GMMGuide",

@@ -11,16 +11,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
-from torch.func import functional_call
 
 from ppl_vi.guides.mixture import MixtureGuide, check_counts
+from ppl_vi.guides.networks import called_with, flat_weights
 from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 
 Kind = Literal["spline", "affine"]
 
 _TRANSFORMS, _BINS, _HIDDEN = 3, 8, (32, 32)
 _MOST_COMPONENTS, _SEARCHES = 8, 16
-_UNIT = 0.1
 _START = 0.01
 
 
@@ -102,9 +101,7 @@ class FlowGuide(MixtureGuide):
         layers = [self._layer(dim, turned=bool(t % 2)) for t in range(self.num_transforms)]
         stack = _Stack(layers).to(self.location)
         self._stack = (stack,)  # in a tuple: its own parameters are not those of the guide
-        weights = [weight.detach().reshape(-1) for weight in stack.parameters()]
-        # An optimizer's step is a small one to a network.
-        self.weights = nn.Parameter(torch.cat(weights) / _UNIT)
+        self.weights = flat_weights(stack)
 
     def _layer(self, dim: int, turned: bool) -> nn.Module:
         """One f, near the identity."""
@@ -128,7 +125,7 @@ class FlowGuide(MixtureGuide):
         return layer
 
     def _flow(self) -> _Flow:
-        return _Flow(self._stack[0], _UNIT * self.weights)
+        return _Flow(self._stack[0], self.weights)
 
     def distribution(self) -> TorchDistribution:
         """The image of the mixture."""
@@ -172,15 +169,11 @@ class _Flow(Transform):
 
     def __init__(self, stack: _Stack, weights: Tensor) -> None:
         super().__init__(cache_size=1)
-        self._stack = stack
-        shapes = {name: weight.shape for name, weight in stack.named_parameters()}
-        parts = weights.split([shape.numel() for shape in shapes.values()])
-        named = zip(shapes.items(), parts, strict=True)
-        self._weights = {name: part.reshape(shape) for (name, shape), part in named}
+        self._stack, self._weights = stack, weights
         self._log_volume: tuple[Tensor | None, Tensor | None] = None, None
 
     def _moved(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = functional_call(self._stack, self._weights, (x, inverse))
+        found: tuple[Tensor, Tensor] = called_with(self._stack, self._weights, x, inverse)
         return found
 
     def _call(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -19,6 +20,17 @@ from ppl_vi.registry import GuideStart
 from ppl_vi.whitening import Whitening
 
 _DRAWS_FOR_QUANTILES = 4_096
+
+
+class SampledNormal(dist.MultivariateNormal):  # type: ignore[misc]
+    """A Normal whose entropy is not taken in closed form.
+
+    For one whose log-density is but a part of what is weighed: where another part is sampled, the
+    noise of the two cancels.
+    """
+
+    def entropy(self) -> Tensor:
+        raise NotImplementedError
 
 
 class JointGuide(UnconstrainedGuide):
@@ -137,10 +149,14 @@ class JointGuide(UnconstrainedGuide):
             found[name] = u[..., begin:end].reshape(laid_out), own
         return found
 
+    def _draws(self, count: int) -> Tensor:
+        """``[count, D]`` of e."""
+        return self.distribution().sample((count,))
+
     def _quantiles_of_vector(self, probabilities: Tensor) -> Tensor:
         """``[quantiles, D]`` of u; of a sample of fixed size, unless a subclass knows them exactly."""
         with forked_rng(seed=0):
-            draws = self.unwhitened(self.distribution().sample((_DRAWS_FOR_QUANTILES,)))
+            draws = self.unwhitened(self._draws(_DRAWS_FOR_QUANTILES))
         return torch.quantile(draws, probabilities, dim=0)
 
     def _quantiles_together(self, probabilities: Tensor) -> dict[str, Tensor]:

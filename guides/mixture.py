@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.nn.module import PyroParam
 from torch import Tensor, nn
 
-from ppl_vi.guides.joint import JointGuide
+from ppl_vi.guides.joint import JointGuide, SampledNormal
 from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 
 _COMPONENTS, _SEARCHES = 8, 16
@@ -115,26 +115,18 @@ class MixtureGuide(JointGuide):
 
     def _draw_vector(self) -> Tensor:
         if len(self.logits) == 1:
-            return self._auxiliary("latent", _Component(self.locs[0], scale_tril=self._roots()[0]))
+            return self._auxiliary(
+                "latent", SampledNormal(self.locs[0], scale_tril=self._roots()[0])
+            )
         choice = dist.Categorical(logits=self.logits)
         k = self._auxiliary("component", choice)
-        gaussian = _Component(self.locs[k], scale_tril=self._roots()[k])
+        gaussian = SampledNormal(self.locs[k], scale_tril=self._roots()[k])
         e = self._auxiliary("latent", gaussian)
         # log q(e) takes the place of log q(k, e).
         joint = choice.log_prob(k) + gaussian.log_prob(e)
         rest = self._mixture().log_prob(e) - joint
         pyro.factor(f"_{self._pyro_name}_given_latent", rest, has_rsample=True)
         return e
-
-
-class _Component(dist.MultivariateNormal):  # type: ignore[misc]
-    """A Normal whose entropy is not taken in closed form.
-
-    Its log-density is a part of log q(e), whose other part is sampled; noise of the two cancels.
-    """
-
-    def entropy(self) -> Tensor:
-        raise NotImplementedError
 
 
 def _allotted(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:

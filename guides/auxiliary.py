@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -101,8 +100,7 @@ class AuxiliaryGuide(JointGuide):
         e = self._auxiliary("latent", self._given(a))
         loc, scale = called_with(self._networks[1], self.reverse_weights, e)
         reverse = dist.Normal(loc, scale).to_event(1)
-        pyro.factor(f"_{self._pyro_name}_reverse", -reverse.log_prob(a), has_rsample=True)
-        return e
+        return self._auxiliary("reverse", dist.Delta(e, -reverse.log_prob(a), event_dim=1))
 
     def _draws(self, count: int) -> Tensor:
         return self._given(self._auxiliary_prior().sample((count,))).sample()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -135,8 +134,7 @@ class FlowGuide(MixtureGuide):
         base, flow = super()._draw_vector(), self._flow()
         e: Tensor = flow(base)
         log_volume = flow.log_abs_det_jacobian(base, e)
-        pyro.factor(f"_{self._pyro_name}_volume", -log_volume, has_rsample=True)
-        return e
+        return self._auxiliary("of_flow", dist.Delta(e, -log_volume, event_dim=1))
 
 
 class _Stack(nn.Module):

@@ -51,6 +51,7 @@ class JointGuide(UnconstrainedGuide):
 
     location: Tensor
     factor: Tensor
+    _modes: tuple[Mode, ...] = ()
 
     @abstractmethod
     def distribution(self) -> TorchDistribution:
@@ -78,7 +79,6 @@ class JointGuide(UnconstrainedGuide):
 
     def start_at(self, start: GuideStart) -> None:
         """Begin there; where more searches than one are asked for, after these."""
-        self._modes: tuple[Mode, ...] = ()
         if start.whitening is not None and start.search is not None and self.num_searches > 1:
             self._modes = start.search(self.num_searches)
             start = replace(start, whitening=pooled(self._modes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -125,8 +124,7 @@ class MixtureGuide(JointGuide):
         # log q(e) takes the place of log q(k, e).
         joint = choice.log_prob(k) + gaussian.log_prob(e)
         rest = self._mixture().log_prob(e) - joint
-        pyro.factor(f"_{self._pyro_name}_given_latent", rest, has_rsample=True)
-        return e
+        return self._auxiliary("of_mixture", dist.Delta(e, rest, event_dim=1))
 
 
 def _allotted(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:

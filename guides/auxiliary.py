@@ -16,7 +16,7 @@ from ppl_vi.guides.mixture import check_counts
 from ppl_vi.guides.networks import called_with, flat_weights, perceptron
 from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 
-_HIDDEN, _SEARCHES = (32, 32), 16
+_HIDDEN = (32, 32)
 _START, _CORRELATION = 0.01, 0.7
 
 
@@ -32,13 +32,13 @@ class AuxiliaryGuide(JointGuide):
     E_q[log p(x, z) + log r(a | e) - log q(e, a)] = ELBO - E_q KL(q(a | e) || r(a | e)) <= ELBO
 
     so that ``result.elbo`` is a lower bound on the guide's own ELBO. All means start linear, with a
-    correlation of 0.7 between e and a, where e is Normal(0, I) and r is exact.
+    correlation of 0.7 between e and a, where e is Normal(0, I) and r is exact. It bends and widens a
+    Gaussian; of modes that lie apart it keeps to one, for which see ``MixtureGuide`` and ``FlowGuide``.
 
     Args:
         model: a Pyro model.
         num_auxiliary: how many numbers a has; by default as many as e.
         hidden: sizes of the networks' hidden layers.
-        num_searches: from how many places modes are searched for.
         create_plates: plates over all rows, as of Pyro's autoguides; ``fit`` gives it.
 
     Raises:
@@ -63,14 +63,12 @@ class AuxiliaryGuide(JointGuide):
         *,
         num_auxiliary: int | None = None,
         hidden: tuple[int, ...] = _HIDDEN,
-        num_searches: int = _SEARCHES,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        counts = {} if num_auxiliary is None else {"num_auxiliary": num_auxiliary}
-        check_counts(num_searches=num_searches, **counts)
+        if num_auxiliary is not None:
+            check_counts(num_auxiliary=num_auxiliary)
         super().__init__(model, create_plates=create_plates)
         self.num_auxiliary, self.hidden = num_auxiliary, tuple(hidden)
-        self.num_searches = num_searches
 
     def _set_up(self, dim: int, start: GuideStart) -> None:
         size = self.num_auxiliary or dim

@@ -103,7 +103,21 @@ def test_mean_field_misses_them(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", ["flow", "auxiliary"])
-def test_the_cone(guide):
-    result = fit(cone, guide, seed=0, progress=False)
-    assert -5.6 <= result.elbo <= -5.3232 + 4 * result.elbo.standard_error
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_flow_goes_around_the_cone(seed):
+    """The best published bound is -7.33, the best mean field -8.07."""
+    elbo = fit(cone, "flow", seed=seed, progress=False).elbo
+    assert -5.6 <= elbo <= -5.3232 + 4 * elbo.standard_error
+
+
+def banana():
+    """Unimodal and bent; the log evidence is 0."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(2 * x**2, 0.5))
+
+
+@pytest.mark.slow
+def test_an_auxiliary_variable_bends_a_gaussian():
+    gaussian = fit(banana, "multivariate_normal", seed=0, progress=False).elbo
+    hierarchical = fit(banana, "auxiliary", seed=0, progress=False).elbo
+    assert gaussian < -0.5 and -0.1 < hierarchical < 4 * hierarchical.standard_error

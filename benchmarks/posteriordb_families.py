@@ -3,8 +3,8 @@
 Prints a Markdown table: the largest error of a mean in reference standard deviations, the smallest
 and the largest ratio of standard deviations, the ELBO and the seconds of the fit.
 
-Usage: python -m benchmarks.posteriordb_families --data FOLDER [--guides NAME ...] [--posteriors NAME ...]
-           [--steps N] [--seed N] [--dtype float64]
+Usage: python -m benchmarks.posteriordb_families --data FOLDER [--guides NAME ...]
+           [--posteriors NAME ...] [--steps N] [--seed N] [--dtype float64]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppl_vi import FitResult, fit
 
 GUIDES = ("normal", "lowrank", "multivariate_normal", "laplace")
 _DRAWS = 40_000
-_HEAD = "| posterior | guide | worst mean error | sd ratios | ELBO | seconds |\n|---|---|---|---|---|---|"
+_HEAD = "| posterior | guide | worst mean error | sd ratios | ELBO | seconds |\n" + "|---" * 6 + "|"
 
 
 class Comparison(NamedTuple):

@@ -18,7 +18,7 @@ from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 Kind = Literal["spline", "affine"]
 
 _TRANSFORMS, _BINS, _HIDDEN = 3, 8, (32, 32)
-_MOST_COMPONENTS, _SEARCHES = 8, 16
+_MOST_COMPONENTS, _SEARCHES = 8, 12
 _START = 0.01
 
 

@@ -117,7 +117,7 @@ class JointGuide(UnconstrainedGuide):
         """``[..., D]``: u, of e."""
         if self.factor.dim() == 1:
             return self.location + self.factor * e
-        return self.location + e @ self.factor.mT
+        return self.location + (e.unsqueeze(-2) @ self.factor.mT).squeeze(-2)
 
     def _draw_vector(self) -> Tensor:
         """``[..., D]``: a draw of e, from sites that are all auxiliary."""
@@ -130,9 +130,12 @@ class JointGuide(UnconstrainedGuide):
         return drawn
 
     def _draw_together(self) -> dict[str, tuple[Tensor, Tensor]]:
-        e = self._draw_vector()
+        return self._unpacked(self.unwhitened(self._draw_vector()), self._log_volume())
+
+    def _log_volume(self) -> Tensor:
+        """``[D]``: log |de / du| of each number."""
         diagonal = self.factor if self.factor.dim() == 1 else self.factor.diagonal()
-        return self._unpacked(self.unwhitened(e), -diagonal.log())
+        return -diagonal.log()
 
     def _unpacked(self, u: Tensor, log_volume: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """``[..., *plates, *event]`` of u, by site, and ``[*plates, *event]`` of the volume."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppl_vi.guides.joint import JointGuide, SampledNormal
 from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 
-_COMPONENTS, _SEARCHES = 8, 16
+_COMPONENTS, _SEARCHES = 8, 12
 _SPREAD, _NARROWER = 0.5, 0.7
 
 

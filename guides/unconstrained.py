@@ -6,7 +6,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -105,6 +105,9 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
 
     create_plates: Callable[..., Any] | None
 
+    spread: ClassVar[bool] = True
+    """Whether latents in the plates of minibatches have a width, or stand at a point."""
+
     def __init__(
         self, model: Callable[..., Any], *, create_plates: Callable[..., Any] | None = None
     ) -> None:
@@ -171,17 +174,17 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         """Parameters of the latents that stand apart, in units of their widths."""
         if not self._apart:
             return
-        self.locs, self.scales = PyroModule(), PyroModule()
         self.centers, self.widths = PyroModule(), PyroModule()
+        self.locs, self.scales = PyroModule(), PyroModule()
         for name in self._apart:
             latent = self._latents[name]
             center, width, scale = (latent.whole(v) for v in self._known(latent))
             set_nested(self.centers, name, center)
             set_nested(self.widths, name, width)
-            zero = torch.zeros_like(center)
+            zero, positive = torch.zeros_like(center), constraints.softplus_positive
             set_nested(self.locs, name, PyroParam(zero, constraints.real, latent.event_dim))
-            positive = constraints.softplus_positive
-            set_nested(self.scales, name, PyroParam(scale, positive, latent.event_dim))
+            if self.spread:
+                set_nested(self.scales, name, PyroParam(scale, positive, latent.event_dim))
 
     def _known(self, latent: Unconstrained) -> tuple[Tensor, Tensor, Tensor]:
         """Where a latent starts, in which unit, and how wide in it."""
@@ -194,15 +197,15 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         )
         return location, widths, one
 
-    def _normal(self, name: str) -> Any:
-        """The Normal of a latent apart, of the rows at hand; asked for inside its plates."""
+    def _own(self, name: str) -> tuple[Tensor, Tensor]:
+        """Location and width of a latent apart; inside its plates, of the rows at hand."""
         event_dim = self._latents[name].event_dim
         center, width = (
             pyro.subsample(nested(module, name), event_dim=event_dim)
             for module in (self.centers, self.widths)
         )
-        loc, scale = nested(self.locs, name), nested(self.scales, name)
-        return dist.Normal(center + width * loc, width * scale)
+        scale = width * nested(self.scales, name) if self.spread else torch.zeros_like(width)
+        return center + width * nested(self.locs, name), scale
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all latents, inside their plates; the draws by site."""
@@ -223,7 +226,10 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         return drawn
 
     def _draw_apart(self, name: str) -> Tensor:
-        normal = self._normal(name).to_event(self._latents[name].event_dim)
+        location, scale = self._own(name)
+        if not self.spread:
+            return location
+        normal = dist.Normal(location, scale).to_event(self._latents[name].event_dim)
         value: Tensor = pyro.sample(f"{name}_unconstrained", normal, infer={"is_auxiliary": True})
         return value
 
@@ -232,12 +238,18 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
     ) -> Tensor:
         """Put a latent on its support; inside its plates."""
         value = latent.transform(unconstrained)
-        log_density = latent.log_density(unconstrained, value)
+        log_density = self._log_density(latent, unconstrained, value)
         if log_volume is not None:
             log_density = log_density + sum_rightmost(log_volume, latent.event_dim)
         point = dist.Delta(value, log_density, event_dim=latent.value_event_dim)
         sent: Tensor = pyro.sample(latent.name, point)
         return sent
+
+    def _log_density(
+        self, latent: Unconstrained, unconstrained: Tensor, value: Tensor
+    ) -> Tensor | float:
+        """``[*plates]``: what sending a draw to its support does to its density."""
+        return latent.log_density(unconstrained, value)
 
     @abstractmethod
     def _quantiles_together(self, probabilities: Tensor) -> dict[str, Tensor]:
@@ -262,10 +274,11 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         probabilities = torch.as_tensor(quantiles, dtype=first.dtype, device=first.device)
         found = self._quantiles_together(probabilities)
         for name in self._apart:
-            center, width = nested(self.centers, name), nested(self.widths, name)
-            loc, scale = nested(self.locs, name), nested(self.scales, name)
-            normal = dist.Normal(center + width * loc, width * scale)
-            found[name] = normal.icdf(probabilities.reshape(-1, *(1,) * loc.dim()))
+            with unheard():
+                location, scale = self._own(name)
+            standard = dist.Normal(torch.zeros_like(scale), 1.0)
+            at = standard.icdf(probabilities.reshape(-1, *(1,) * scale.dim()))
+            found[name] = location + scale * at
         return {name: latent.transform(found[name]) for name, latent in self._latents.items()}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ _SEEDS = 2**31
 def find_modes(
     job: Job,
     model: Callable[..., Any],
-    elsewhere: GuideStart,
+    elsewhere: Iterator[GuideStart],
     batch: Batch,
     first: Whereabouts,
     num_searches: int,
@@ -35,7 +35,7 @@ def find_modes(
     Args:
         job: the model and its data.
         model: the same model with its enumerable sites hidden.
-        elsewhere: starts at draws of the prior.
+        elsewhere: starts at draws of the prior, or between these and the median.
         batch: the rows to look at.
         first: what was found from the usual start, which counts as one search.
         num_searches: how many.
@@ -43,7 +43,7 @@ def find_modes(
     every = [first]
     for seed in torch.randint(_SEEDS, (num_searches - 1,)).tolist():
         with forked_rng(seed=seed):
-            found = locate(job, model, elsewhere, batch)
+            found = locate(job, model, next(elsewhere), batch, {})
         every += [found] if found is not None else []
     modes = [Mode(found.whitening, found.bound) for found in every if found.whitening is not None]
     apart: list[Mode] = []

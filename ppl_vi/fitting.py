@@ -27,9 +27,10 @@ from ppl_vi.job import Job, data_plates_of
 from ppl_vi.objectives import ELBO
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
-from ppl_vi.preparation import structure_of
+from ppl_vi.preparation import forget, structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
+from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
 from ppl_vi.runners import EagerRunner, OnNan
 from ppl_vi.running import (
@@ -215,6 +216,9 @@ def _trained(
     model = job.model if is_swept(job.guide) else model_for(objective, job, structure)
     start = FittedParameters.capture((job.model, job.guide))
     moved = _moved(settings, objective, model, job, bar)
+    if has_last_word(job.guide):
+        job.guide.finish_fit(job)
+        forget(job.usual_pair())  # it may have become another distribution
     elbo = estimate_elbo(job.weighted_pairs())
     exact = moved.bound is not None
     return FitResult(
@@ -293,6 +297,8 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     values = initial_values(model, source)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
+        if has_last_word(guide):
+            guide.begin_fit()
         if is_swept(guide):
             check_settings(settings.objective, settings.optimizer)
             batch = look_at(source, plates, ROWS_TO_START)

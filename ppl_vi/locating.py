@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -52,7 +52,11 @@ class Whereabouts:
 
 
 def locate(
-    job: Job, model: Callable[..., Any], start: GuideStart, batch: Batch
+    job: Job,
+    model: Callable[..., Any],
+    start: GuideStart,
+    batch: Batch,
+    given: Mapping[str, Tensor],
 ) -> Whereabouts | None:
     """Fit independent Normals in unconstrained space by L-BFGS on fixed draws, then a full Gaussian.
 
@@ -67,6 +71,7 @@ def locate(
         model: the same model with its enumerable sites hidden.
         start: where the search begins.
         batch: the rows to look at.
+        given: values by site that are kept; only the widths around them are then searched for.
 
     Source: Giordano, Ingram and Broderick (2024), for the fixed draws.
     """
@@ -77,7 +82,8 @@ def locate(
             structure = structure_of(pair)
             with threads_for(structure, pair):
                 # Locations first: far from the data the best width is none, and nothing moves.
-                bound = _search(pair, list(guide.locs.parameters()))
+                known = not structure.sites.keys().isdisjoint(given)
+                bound = -_WORST if known else _search(pair, list(guide.locs.parameters()))
                 if bound > -_WORST:
                     bound = _search(pair, list(guide.parameters()))
                 whitening, bound = _whitening(LogJoint(structure, pair), bound)
@@ -85,11 +91,17 @@ def locate(
             return None
         if whitening is None:
             return None
-        values = {}
+        values, vectors = {}, []
         for name, vector in whitening.by_site(whitening.location).items():
             drawn = structure.sites[f"{name}_unconstrained"]
-            support = guide.prototype_trace.nodes[name]["fn"].support
-            values[name] = biject_to(support)(vector.to(drawn.dtype).reshape(drawn.shape))
+            transform = biject_to(guide.prototype_trace.nodes[name]["fn"].support)
+            if name in given:
+                value = given[name].expand(structure.sites[name].shape)
+                values[name], vector = value, transform.inv(value).reshape(-1).to(vector)
+            else:
+                values[name] = transform(vector.to(drawn.dtype).reshape(drawn.shape))
+            vectors.append(vector)
+        whitening = whitening.moved(torch.cat(vectors))
         scale = whitening.widths().log().mean().exp().item()
         own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
         known = whitening.of(own) if own else None

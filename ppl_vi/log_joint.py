@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_vi.job import Job
+from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair, Structure, draw_plainly, expanded_parameter, run
 from ppl_vi.randomness import forked_rng
 
@@ -65,7 +68,7 @@ class LogJoint:
             [expanded_parameter(seen[_site(n)], p).reshape(-1).double() for n in self.sizes]
             for p in ("loc", "scale")
         )
-        return torch.cat(locations), torch.cat(widths)
+        return torch.cat(locations).detach(), torch.cat(widths).detach()
 
     def values(self, u: Tensor) -> Tensor:
         """``[S]`` of ``[S, D]``; what is not a number counts as impossible."""
@@ -81,6 +84,19 @@ class LogJoint:
             with torch.enable_grad():
                 found += torch.autograd.grad(self._run(point).sum(), point)
         return torch.cat(found)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """``[D, D]`` at one point ``[D]``, by automatic differentiation."""
+        rows: list[Tensor] = []
+        for numbers in torch.arange(len(u), device=u.device).split(self._at_once):
+            points = u.detach().expand(len(numbers), -1).clone().requires_grad_()
+            with torch.enable_grad():
+                total = self._run(points).sum()
+                (first,) = torch.autograd.grad(total, points, create_graph=True)
+                own = first.gather(1, numbers.unsqueeze(1)).sum()
+                rows += torch.autograd.grad(own, points)
+        found = torch.cat(rows)
+        return (found + found.mT) / 2
 
     @property
     def _at_once(self) -> int:
@@ -105,6 +121,39 @@ class LogJoint:
         factors = [factor for factor in made.factors if factor.sites[0] not in parts]
         total: Tensor = made.summed(factors, ()).reshape(len(u)).double()
         return total
+
+
+class WholeLogJoint:
+    """The log joint of a job's whole data set, summed over its batches.
+
+    Args:
+        job: the model and its data.
+        guide: of independent Normals, as ``LogJoint`` needs it; latents in the plates of minibatches
+            are not allowed.
+    """
+
+    def __init__(self, job: Job, guide: Callable[..., Any]) -> None:
+        self._job, self._guide = job, guide
+
+    def values(self, u: Tensor) -> Tensor:
+        """``[S]`` of ``[S, D]``."""
+        return self._summed(lambda density: density.values(u))
+
+    def gradients(self, u: Tensor) -> Tensor:
+        """``[S, D]`` of ``[S, D]``."""
+        return self._summed(lambda density: density.gradients(u))
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """``[D, D]`` of ``[D]``."""
+        return self._summed(lambda density: density.hessian(u))
+
+    def _summed(self, evaluate: Callable[[LogJoint], Tensor]) -> Tensor:
+        total: Tensor | float = 0.0
+        for pair, share, handler in self._job.weighted_pairs():
+            with handler:
+                own = pair._replace(guide=self._guide)
+                total = total + share * evaluate(LogJoint(structure_of(own), own))
+        return torch.as_tensor(total)
 
 
 def _site(name: str) -> str:

@@ -50,6 +50,22 @@ class StartedGuide(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+@runtime_checkable
+class FinishedGuide(Protocol):
+    """A guide that has a last word when the steps of a fit are over."""
+
+    def begin_fit(self) -> None:
+        """Steps are about to be taken."""
+
+    def finish_fit(self, job: Any) -> None:
+        """They were taken, on this ``ppl_vi.job.Job``."""
+
+
+def has_last_word(guide: Any) -> TypeGuard[FinishedGuide]:
+    """Whether a guide has a last word."""
+    return isinstance(guide, FinishedGuide)
+
+
 def takes_start(guide: Any) -> TypeGuard[StartedGuide]:
     """Whether a guide is to be told where to start."""
     return isinstance(guide, StartedGuide)

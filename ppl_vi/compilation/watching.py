@@ -111,7 +111,9 @@ class Undo(Observer):
         with torch.no_grad():
             # The latest first: a view may have been kept after the tensor that it is a view of.
             for tensor, value in reversed(list(self._kept.values())):
-                tensor.copy_(value)
+                if tensor.numel() == value.numel():
+                    # A product with a vector squeezes its own result in place.
+                    tensor.copy_(value.reshape(tensor.shape))
 
 
 _UNDECLARED = (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default)

@@ -76,9 +76,8 @@ class AuxiliaryGuide(JointGuide):
         reverse = _Conditional(dim, size, self.hidden).to(self.location)
         self._networks = forward, reverse  # in a tuple: their own weights are not the guide's
         self.forward_weights, self.reverse_weights = flat_weights(forward), flat_weights(reverse)
-        identity = torch.eye(dim).to(self.location)
-        self.unit_tril = PyroParam(identity, constraints.unit_lower_cholesky)
-        self.register_buffer("spread", torch.eye(size).to(self.location))
+        self.unit_tril = PyroParam(torch.eye(dim).to(self.location), constraints.unit_lower_cholesky)
+        self.register_buffer("identity", torch.eye(size).to(self.location))
 
     def distribution(self) -> TorchDistribution:
         raise NotImplementedError(
@@ -87,7 +86,7 @@ class AuxiliaryGuide(JointGuide):
         )
 
     def _auxiliary_prior(self) -> TorchDistribution:
-        return SampledNormal(torch.zeros_like(self.spread[0]), scale_tril=self.spread)
+        return SampledNormal(torch.zeros_like(self.identity[0]), scale_tril=self.identity)
 
     def _given(self, a: Tensor) -> TorchDistribution:
         loc, scale = called_with(self._networks[0], self.forward_weights, a)

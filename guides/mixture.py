@@ -86,7 +86,10 @@ class MixtureGuide(JointGuide):
         step = (roots @ torch.randn_like(locs).unsqueeze(-1)).squeeze(-1)
         scales = roots.diagonal(dim1=-2, dim2=-1)
         self.locs = nn.Parameter(locs + _SPREAD * apart * step)
-        self.logits = nn.Parameter(weights.log())
+        if len(weights) > 1:
+            self.logits = nn.Parameter(weights.log())
+        else:
+            self.register_buffer("logits", weights.log())  # nothing to learn
         narrower = scales * (1 - (1 - _NARROWER) * apart)
         self.scales = PyroParam(narrower, constraints.softplus_positive, event_dim=1)
         if self.covariance == "full":

@@ -76,7 +76,9 @@ class AuxiliaryGuide(JointGuide):
         reverse = _Conditional(dim, size, self.hidden).to(self.location)
         self._networks = forward, reverse  # in a tuple: their own weights are not the guide's
         self.forward_weights, self.reverse_weights = flat_weights(forward), flat_weights(reverse)
-        self.unit_tril = PyroParam(torch.eye(dim).to(self.location), constraints.unit_lower_cholesky)
+        self.unit_tril = PyroParam(
+            torch.eye(dim).to(self.location), constraints.unit_lower_cholesky
+        )
         self.register_buffer("identity", torch.eye(size).to(self.location))
 
     def distribution(self) -> TorchDistribution:

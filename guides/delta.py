@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppl_vi.errors import GuideError
-from ppl_vi.guides.gaussian import NormalGuide
+from ppl_vi.guides.gaussian import GaussianGuide, NormalGuide
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.unconstrained import Unconstrained
 from ppl_vi.job import Job
@@ -62,7 +62,7 @@ class DeltaGuide(JointGuide):
         return 0.0
 
 
-class LaplaceGuide(JointGuide):
+class LaplaceGuide(GaussianGuide):
     """Laplace's approximation: a Gaussian at the mode with the curvature there, unconstrained.
 
     q(u) = Normal(u*, H⁻¹),  u* = argmax log p(x, u),  H = -∇∇ log p(x, u*)
@@ -110,6 +110,9 @@ class LaplaceGuide(JointGuide):
             return dist.MultivariateNormal(self.loc, scale_tril=self.root)
         return dist.Delta(self.loc, event_dim=1)
 
+    def _root(self) -> Tensor:
+        return self.root if self._at_mode else torch.zeros_like(self.root)
+
     def begin_fit(self) -> None:
         """Walk to the mode as a point."""
         self._at_mode = False
@@ -121,27 +124,20 @@ class LaplaceGuide(JointGuide):
         Raises:
             GuideError: the curvature is not that of a mode.
         """
+        factor = (self.factor if self.factor.dim() == 2 else self.factor.diag()).double()
         with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
             whole = WholeLogJoint(job, NormalGuide(self._program[0]))
-            u, curvature = find_mode(
-                whole, self.unwhitened(self.loc).double(), self._square_factor().double()
-            )
-        root, failed = torch.linalg.cholesky_ex(curvature)
-        if failed or not u.isfinite().all():
+            mode = find_mode(whole, self.unwhitened(self.loc).double(), factor)
+        root = mode.root()
+        if root is None:
             raise GuideError(
                 "the guide 'laplace' found no mode: the log joint is flat there, or rises without end, "
                 "as that of a hierarchical model may. Use the guide 'multivariate_normal'."
             )
-        inverse = torch.cholesky_inverse(root)
-        step = torch.linalg.solve_triangular(
-            self._square_factor().double(), (u - self.location).unsqueeze(1), upper=False
-        )
-        self.loc.copy_(step.squeeze(1))
-        self.root.copy_(torch.linalg.cholesky(inverse))
+        away = (mode.location - self.location).unsqueeze(1)
+        self.loc.copy_(torch.linalg.solve_triangular(factor, away, upper=False).squeeze(1))
+        self.root.copy_(root)
         self._at_mode = True
-
-    def _square_factor(self) -> Tensor:
-        return self.factor if self.factor.dim() == 2 else self.factor.diag()
 
 
 register_guide("delta", autoguide_builder(DeltaGuide))

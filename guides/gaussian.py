@@ -56,7 +56,7 @@ class NormalGuide(UnconstrainedGuide):
         return {}
 
 
-class _GaussianGuide(JointGuide):
+class GaussianGuide(JointGuide):
     """A joint guide whose e is Normal(loc, R R^T)."""
 
     loc: Tensor
@@ -73,7 +73,7 @@ class _GaussianGuide(JointGuide):
         return quantiles
 
 
-class MultivariateNormalGuide(_GaussianGuide):
+class MultivariateNormalGuide(GaussianGuide):
     """Full rank: one multivariate Normal over all latents in unconstrained space.
 
     q(e) = Normal(loc, L L^T),  L = diag(scale) scale_tril,  u = location + factor e
@@ -115,7 +115,7 @@ class MultivariateNormalGuide(_GaussianGuide):
         return root
 
 
-class LowRankGuide(_GaussianGuide):
+class LowRankGuide(GaussianGuide):
     """Low rank plus diagonal: one multivariate Normal with D (rank + 2) numbers.
 
     q(e) = Normal(loc, diag(scale) (I + W W^T) diag(scale)),  u = location + factor e

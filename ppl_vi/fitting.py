@@ -80,7 +80,8 @@ def fit(
             If it has ``initial_values``, called like the model, guides start at the dict of values by
             site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
-            or an autoguide (instance or class); ``"cavi"`` for exact updates of a conjugate model.
+            or an autoguide (instance or class); ``"laplace"`` for the Gaussian of the curvature at
+            the mode; ``"cavi"`` for exact updates of a conjugate model.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
             Floating-point arrays take torch's default dtype, tensors keep theirs.

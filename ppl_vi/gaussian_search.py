@@ -14,6 +14,7 @@ from ppl_vi.randomness import forked_rng
 _FEWEST_PAIRS = 32
 _ITERATIONS = 60
 _GAIN = 1e-3
+_AT_REST = 0.2
 _FLATTEST = 0.01
 """In one step no direction is widened by more than one over the square root of it."""
 _STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
@@ -22,12 +23,14 @@ _STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 class Gaussian(NamedTuple):
     """Normal(location, factor factor^T), and its ELBO on common draws.
 
-    ``location`` is ``[D]``, ``factor`` ``[D, D]`` and lower triangular.
+    ``location`` is ``[D]``, ``factor`` ``[D, D]`` and lower triangular. ``settled`` tells that the
+    gradient and the curvature are those of a maximum.
     """
 
     location: Tensor
     factor: Tensor
     elbo: float = -math.inf
+    settled: bool = False
 
 
 def search(density: LogJoint, location: Tensor, widths: Tensor) -> Gaussian:
@@ -65,7 +68,7 @@ def _common_draws(dim: int) -> Tensor:
 
 
 def _judged(density: LogJoint, gaussian: Gaussian, draws: Tensor) -> Gaussian:
-    location, factor, _ = gaussian
+    location, factor, *_ = gaussian
     values = density.values(location + draws @ factor.mT)
     elbo = values.mean() + factor.diagonal().log().sum()
     return gaussian._replace(elbo=elbo.nan_to_num(nan=-torch.inf, posinf=-torch.inf).item())
@@ -73,7 +76,7 @@ def _judged(density: LogJoint, gaussian: Gaussian, draws: Tensor) -> Gaussian:
 
 def _stepped(density: LogJoint, gaussian: Gaussian, draws: Tensor) -> Gaussian:
     """A step that raises the ELBO, or none."""
-    location, factor, _ = gaussian
+    location, factor, *_ = gaussian
     axes = factor.mT
     points = torch.cat([location + axes, location - axes, location + draws @ axes])
     # In coordinates where q is the standard Normal.
@@ -85,6 +88,8 @@ def _stepped(density: LogJoint, gaussian: Gaussian, draws: Tensor) -> Gaussian:
     if not (curvature.isfinite().all() and slope.isfinite().all()):
         return gaussian
     precision, directions = torch.linalg.eigh(curvature)
+    unrest = torch.cat([slope, precision - 1]).abs().max()
+    settled = bool(unrest < _AT_REST)
     precision = precision.clamp(min=_FLATTEST)
     for step in _STEPS:
         own = 1 + step * (precision - 1)
@@ -94,5 +99,5 @@ def _stepped(density: LogJoint, gaussian: Gaussian, draws: Tensor) -> Gaussian:
         tried = Gaussian(location + factor @ move, upper.mT * upper.diagonal().sign())
         tried = _judged(density, tried, draws)
         if tried.elbo > gaussian.elbo:
-            return tried
-    return gaussian
+            return tried._replace(settled=settled)
+    return gaussian._replace(settled=settled)

@@ -81,12 +81,8 @@ def locate(
         try:
             structure = structure_of(pair)
             with threads_for(structure, pair):
-                # Locations first: far from the data the best width is none, and nothing moves.
                 known = not structure.sites.keys().isdisjoint(given)
-                bound = -_WORST if known else _search(pair, list(guide.locs.parameters()))
-                if bound > -_WORST:
-                    bound = _search(pair, list(guide.parameters()))
-                whitening, bound = _whitening(LogJoint(structure, pair), bound)
+                whitening, bound = _whitening(LogJoint(structure, pair), guide, known)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
         if whitening is None:
@@ -108,21 +104,25 @@ def locate(
         return Whereabouts({n: values[n] for n in own}, scale, known, bound)
 
 
-def _whitening(density: LogJoint, bound: float) -> tuple[Whitening | None, float]:
-    """The best Gaussian that can be afforded, and its ELBO; None where that is nowhere finite.
-
-    Args:
-        density: of the latents.
-        bound: the ELBO of the Normals that it starts at.
-    """
-    location, widths = density.start()
-    sizes = density.sizes
+def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> tuple[Whitening | None, float]:
+    """The best Gaussian that can be afforded, and its ELBO; None where that is nowhere finite."""
+    pair, bound = density.pair, 0.0
+    # Locations first: far from the data the best width is none, and nothing moves.
+    if not known:
+        bound = _search(pair, list(guide.locs.parameters()))
+    went_well = bound > -_WORST
     few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
     if not few or not density.together:
-        return Whitening(sizes, location, widths), bound
-    found = search(density, location, widths)
-    known = Whitening(sizes, found.location, found.factor) if isfinite(found.elbo) else None
-    return known, found.elbo
+        if went_well and not known:
+            bound = _search(pair, list(guide.parameters()))
+        return Whitening(density.sizes, *density.start()) if went_well else None, bound
+    found = search(density, *density.start())
+    if not found.settled and went_well and not known:
+        # No Gaussian near: a funnel, for one. Independent Normals may find a better place.
+        _search(pair, list(guide.parameters()))
+        found = max(found, search(density, *density.start()), key=lambda each: each.elbo)
+    whitening = Whitening(density.sizes, *found[:2]) if isfinite(found.elbo) else None
+    return whitening, found.elbo
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> float:

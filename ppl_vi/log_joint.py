@@ -114,7 +114,8 @@ class LogJoint:
                 return draw_plainly(name, distribution)
             own = next(rows[name]) if one_by_one else parts[name]
             dtype = self.structure.sites[name].dtype
-            return own.to(dtype).reshape(distribution.shape())
+            value: Tensor = own.to(dtype).reshape(distribution.shape())
+            return value
 
         with forked_rng(seed=0):  # plates that subsample by themselves take the same rows each time
             made = run(self.structure, self.pair, draw, len(u))

@@ -80,7 +80,8 @@ def family_optimum(problem: Problem) -> tuple[float, float]:
 
 
 def fitted_moments(problem: Problem, result: FitResult) -> tuple[float, float]:
-    location, scale = (result.params[f"AutoNormal.{kind}.z"].item() for kind in ("locs", "scales"))
+    with result.fitted.applied():
+        location, scale = (value.item() for value in result.guide._own("z"))
     return moments(problem, location, scale)
 
 

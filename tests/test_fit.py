@@ -277,7 +277,7 @@ def test_starting_values_of_parameters():
     result = fit(Model(), "normal", x, optimizer=still, steps=1, progress=False)
     torch.testing.assert_close(result.params["spread"], torch.tensor(3.0))
     torch.testing.assert_close(result.params["noise"], torch.tensor(0.25))
-    assert (result.params["AutoNormal.locs.level"] == 2.0).all()
+    assert (result.guide.median(x)["level"] == 2.0).all()
 
 
 def test_a_user_guide_keeps_its_own_start():

@@ -147,7 +147,7 @@ def test_restarts_of_a_model_with_initial_values_all_start_there():
 
     model.initial_values = lambda x: {"mean": torch.tensor(0.7)}
     result = fit(model, "delta", X, steps=1, restarts=3, progress=False)
-    assert abs(result.params["AutoDelta.mean"] - 0.7) < 0.06
+    assert abs(result.guide.median()["mean"] - 0.7) < 0.06
 
 
 @pytest.mark.parametrize("guide", NAMES)

@@ -374,7 +374,7 @@ def test_a_site_with_the_name_of_a_plate_is_told_apart():
 def test_attributes(result):
     assert result.losses.shape == (100,) and not result.losses.requires_grad
     assert result.seconds > 0 and result.num_steps == 100
-    assert result.params["AutoNormal.scales.mean"].min() > 0
+    assert result.params["NormalGuide.scales.mean"].min() > 0
     assert set(result.estimators) >= {"mean_unconstrained", "mean"}
     text = repr(result)
     assert "±" in text and "all the steps" in text and len(text) < 300

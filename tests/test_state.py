@@ -65,7 +65,7 @@ def disturb(progress):
 )
 def test_global_state_is_what_it_was(guide, batch_size, callback, validate):
     """Also where the store holds parameters of the same names, with other shapes."""
-    for name in ("loc", "width", "AutoNormal.locs.mean"):
+    for name in ("loc", "width", "NormalGuide.locs.mean"):
         pyro.param(name, torch.full((3,), 7.0), constraint=constraints.interval(0, 9))
     with pyro.validation_enabled(validate):
         before = global_state()

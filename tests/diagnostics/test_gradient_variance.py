@@ -180,7 +180,7 @@ def test_a_module_keeps_its_parameters_and_their_gradients():
 def test_whole_objectives_and_names_of_guides():
     compared = {"one": ImportanceWeightedELBO(K=1), "auto": "auto"}
     found = measure(gaussian, "normal", DATA, compared, num_draws=20)
-    parameters = ["AutoNormal.locs.mean", "AutoNormal.scales.mean"]
+    parameters = ["NormalGuide.locs.mean", "NormalGuide.scales.mean"]
     assert list(found.loc["one"].index) == parameters
 
 

@@ -160,15 +160,19 @@ class MeanField:
 
     def noise(self, draws, sites):
         store = pyro.get_param_store()
-        mine = {n: [store[f"AutoNormal.{kind}.{n}"] for kind in ("locs", "scales")] for n in sites}
-        standard = {n: (draws[f"{n}_unconstrained"] - mine[n][0]) / mine[n][1] for n in sites}
+        mine = {n: [store[f"NormalGuide.{kind}.{n}"] for kind in ("locs", "scales")] for n in sites}
+        self.start = {n: latent.start for n, latent in self.guide._latents.items()}
+        standard = {
+            n: (draws[f"{n}_unconstrained"] - self.start[n] - mine[n][0]) / mine[n][1]
+            for n in sites
+        }
         return arrays(standard)
 
     def draw(self, parameters, noise):
         from numpyro.distributions import Normal
 
-        locs = {n: parameters[f"AutoNormal.locs.{n}"] for n in noise}
-        scales = {n: parameters[f"AutoNormal.scales.{n}"] for n in noise}
+        locs = {n: self.start[n].numpy() + parameters[f"NormalGuide.locs.{n}"] for n in noise}
+        scales = {n: parameters[f"NormalGuide.scales.{n}"] for n in noise}
         found = {n: locs[n] + scales[n] * noise[n] for n in noise}
         return found, self.total({n: Normal(locs[n], scales[n]).log_prob(found[n]) for n in noise})
 
@@ -183,7 +187,7 @@ class Joint:
 
     def noise(self, draws, sites):
         loc, scale, tril = (self._own(pyro.get_param_store(), n) for n in self._names)
-        ((_, value),) = [(n, v) for n, v in draws.items() if n.startswith("_AutoMulti")]
+        ((_, value),) = [(n, v) for n, v in draws.items() if n.startswith("_Multi")]
         factor = scale.unsqueeze(-1) * tril
         self.shapes = {n: self.bijection(n).inverse_shape(site.shape) for n, site in sites.items()}
         standard = torch.linalg.solve_triangular(factor, (value - loc).mT, upper=False).mT
@@ -194,19 +198,22 @@ class Joint:
 
         loc, scale, tril = (self._own(parameters, name) for name in self._names)
         factor = scale[:, None] * tril
-        vector = loc + factor @ noise
+        e = loc + factor @ noise
+        units = self.guide.factor.numpy()
+        vector = self.guide.location.numpy() + units * e
         ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
         found = {
             name: vector[end - math.prod(shape) : end].reshape(shape)
             for end, (name, shape) in zip(ends, self.shapes.items(), strict=True)
         }
-        return found, MultivariateNormal(loc, scale_tril=factor).log_prob(vector)
+        log_q = MultivariateNormal(loc, scale_tril=factor).log_prob(e)
+        return found, log_q - np.log(units).sum()
 
     _names = ("loc", "scale", "scale_tril")
 
     @staticmethod
     def _own(parameters, name):
-        return parameters[f"AutoMultivariateNormal.{name}"]
+        return parameters[f"MultivariateNormalGuide.{name}"]
 
 
 @grid(*CASES)
@@ -220,7 +227,8 @@ def test_the_bound_and_its_gradient_of_a_named_guide(twins, family, dims, pi, si
         ELBO(S, analytic=False),
     )
     theirs = family(twins)
-    pair, ready = prepared(objective, model, named_guide(theirs.name, model, data), data)
+    theirs.guide = named_guide(theirs.name, model, data)
+    pair, ready = prepared(objective, model, theirs.guide, data)
     latents = ready.structure.of_kind("latent")
     sites = {name: site for name, site in ready.structure.sites.items() if name in latents}
     noise = theirs.noise(draws_of(objective, ready, pair), sites)

@@ -102,7 +102,8 @@ class AuxiliaryGuide(JointGuide):
         return self._auxiliary("reverse", dist.Delta(e, -reverse.log_prob(a), event_dim=1))
 
     def _draws(self, count: int) -> Tensor:
-        return self._given(self._auxiliary_prior().sample((count,))).sample()
+        draws: Tensor = self._given(self._auxiliary_prior().sample((count,))).sample()
+        return draws
 
 
 class _Conditional(nn.Module):

@@ -109,7 +109,7 @@ class FlowGuide(MixtureGuide):
         affine, spline = [(), ()], [(self.num_bins,), (self.num_bins,), (self.num_bins - 1,)]
         shapes = affine if self.kind == "affine" else [*spline, *affine]
         order = torch.arange(dim)
-        layer: nn.Module = MaskedAutoregressiveTransform(
+        layer: Any = MaskedAutoregressiveTransform(
             dim,
             order=order.flip(0) if turned else order,
             univariate=_univariate,
@@ -121,7 +121,8 @@ class FlowGuide(MixtureGuide):
             last = layer.hyper[-1].parameters() if dim > 1 else layer.parameters()
             for weight in last:
                 weight.mul_(_START)
-        return layer
+        made: nn.Module = layer
+        return made
 
     def _flow(self) -> _Flow:
         return _Flow(self._stack[0], self.weights)

@@ -22,7 +22,7 @@ from ppl_vi.whitening import Whitening
 _DRAWS_FOR_QUANTILES = 4_096
 
 
-class SampledNormal(dist.MultivariateNormal):  # type: ignore[misc]
+class SampledNormal(dist.MultivariateNormal):
     """A Normal whose entropy is not taken in closed form.
 
     For one whose log-density is but a part of what is weighed: where another part is sampled, the
@@ -154,7 +154,8 @@ class JointGuide(UnconstrainedGuide):
 
     def _draws(self, count: int) -> Tensor:
         """``[count, D]`` of e."""
-        return self.distribution().sample((count,))
+        draws: Tensor = self.distribution().sample((count,))
+        return draws
 
     def _quantiles_of_vector(self, probabilities: Tensor) -> Tensor:
         """``[quantiles, D]`` of u; of a sample of fixed size, unless a subclass knows them exactly."""

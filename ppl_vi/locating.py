@@ -100,8 +100,8 @@ def locate(
         whitening = whitening.moved(torch.cat(vectors))
         scale = whitening.widths().log().mean().exp().item()
         own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
-        known = whitening.of(own) if own else None
-        return Whereabouts({n: values[n] for n in own}, scale, known, bound)
+        of_own = whitening.of(own) if own else None
+        return Whereabouts({n: values[n] for n in own}, scale, of_own, bound)
 
 
 def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> tuple[Whitening | None, float]:

@@ -60,7 +60,8 @@ class Whitening:
         if self.factor.dim() == 1:
             return away / self.factor.reshape(-1, *(1,) * (away.dim() - 1))
         columns = away.reshape(len(away), -1)
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False).reshape(away.shape)
+        found: Tensor = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        return found.reshape(away.shape)
 
     def moved(self, location: Tensor) -> Whitening:
         """The same widths around another place, ``[D]``."""

@@ -85,16 +85,16 @@ class MixtureGuide(JointGuide):
         apart = (crowd < 1).to(locs).unsqueeze(-1)
         step = (roots @ torch.randn_like(locs).unsqueeze(-1)).squeeze(-1)
         scales = roots.diagonal(dim1=-2, dim2=-1)
-        self.locs = nn.Parameter(locs + _SPREAD * apart * step)
+        self.means = nn.Parameter(locs + _SPREAD * apart * step)
         if len(weights) > 1:
             self.logits = nn.Parameter(weights.log())
         else:
             self.register_buffer("logits", weights.log())  # nothing to learn
         narrower = scales * (1 - (1 - _NARROWER) * apart)
-        self.scales = PyroParam(narrower, constraints.softplus_positive, event_dim=1)
+        self.deviations = PyroParam(narrower, constraints.softplus_positive, event_dim=1)
         if self.covariance == "full":
             unit = roots / scales.unsqueeze(-1)
-            self.scale_trils = PyroParam(unit, constraints.unit_lower_cholesky)
+            self.unit_trils = PyroParam(unit, constraints.unit_lower_cholesky)
 
     def _count(self, num_modes: int) -> int:
         """How many components there are, where so many modes were found."""
@@ -105,24 +105,24 @@ class MixtureGuide(JointGuide):
         return self._mixture()
 
     def _mixture(self) -> TorchDistribution:
-        components = dist.MultivariateNormal(self.locs, scale_tril=self._roots())
+        components = dist.MultivariateNormal(self.means, scale_tril=self._roots())
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
     def _roots(self) -> Tensor:
         """``[K, D, D]``: L_k."""
         if self.covariance == "diagonal":
-            return torch.diag_embed(self.scales)
-        roots: Tensor = self.scales.unsqueeze(-1) * self.scale_trils
+            return torch.diag_embed(self.deviations)
+        roots: Tensor = self.deviations.unsqueeze(-1) * self.unit_trils
         return roots
 
     def _draw_vector(self) -> Tensor:
         if len(self.logits) == 1:
             return self._auxiliary(
-                "latent", SampledNormal(self.locs[0], scale_tril=self._roots()[0])
+                "latent", SampledNormal(self.means[0], scale_tril=self._roots()[0])
             )
         choice = dist.Categorical(logits=self.logits)
         k = self._auxiliary("component", choice)
-        gaussian = SampledNormal(self.locs[k], scale_tril=self._roots()[k])
+        gaussian = SampledNormal(self.means[k], scale_tril=self._roots()[k])
         e = self._auxiliary("latent", gaussian)
         # log q(e) takes the place of log q(k, e).
         joint = choice.log_prob(k) + gaussian.log_prob(e)

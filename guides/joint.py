@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
+from ppl_vi.modes import Mode, pooled, shares
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart
 from ppl_vi.whitening import Whitening
 
 _DRAWS_FOR_QUANTILES = 4_096
+
+
+class SampledNormal(dist.MultivariateNormal):
+    """A Normal whose entropy is not taken in closed form.
+
+    For one whose log-density is but a part of what is weighed: where another part is sampled, the
+    noise of the two cancels.
+    """
+
+    def entropy(self) -> Tensor:
+        raise NotImplementedError
 
 
 class JointGuide(UnconstrainedGuide):
@@ -32,8 +46,12 @@ class JointGuide(UnconstrainedGuide):
     A subclass makes its parameters in ``_set_up``, and from these a distribution in ``distribution``.
     """
 
+    num_searches: int = 1
+    """From how many places modes are searched for; the whitening is that of all modes together."""
+
     location: Tensor
     factor: Tensor
+    _modes: tuple[Mode, ...] = ()
 
     @abstractmethod
     def distribution(self) -> TorchDistribution:
@@ -59,6 +77,29 @@ class JointGuide(UnconstrainedGuide):
             self.register_buffer("factor", whitening.factor)
             self._set_up(len(whitening.location), self._start)
 
+    def start_at(self, start: GuideStart) -> None:
+        """Begin there; where more searches than one are asked for, after these."""
+        if start.whitening is not None and start.search is not None and self.num_searches > 1:
+            self._modes = start.search(self.num_searches)
+            start = replace(start, whitening=pooled(self._modes))
+        super().start_at(start)
+
+    @torch.no_grad()
+    def _modes_of_vector(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``[modes, D]``, ``[modes, D, D]`` lower triangular and ``[modes]``: where in e the modes
+        are, how wide, and their shares of the mass."""
+        whole = Whitening({}, self.location, self.factor)
+        names = [name for name in self._latents if name not in self._apart]
+        if not self._modes or not set(names) <= self._modes[0].whitening.sizes.keys():
+            one = torch.ones_like(self.location)
+            return torch.zeros_like(one)[None], one.diag()[None], one[:1]
+        own = [mode.whitening.of(tuple(names)) for mode in self._modes]
+        locations = [
+            whole.whitened(mode.location.to(self.location) - self.location) for mode in own
+        ]
+        roots = [whole.whitened(mode.matrix().to(self.location)) for mode in own]
+        return torch.stack(locations), torch.stack(roots), shares(self._modes).to(self.location)
+
     def _whitening(self) -> Whitening | None:
         """Of the latents drawn together; where nothing was found, a typical width around the start."""
         latents = {n: latent for n, latent in self._latents.items() if n not in self._apart}
@@ -78,10 +119,18 @@ class JointGuide(UnconstrainedGuide):
             return self.location + self.factor * e
         return self.location + (e.unsqueeze(-2) @ self.factor.mT).squeeze(-2)
 
+    def _draw_vector(self) -> Tensor:
+        """``[..., D]``: a draw of e, from sites that are all auxiliary."""
+        return self._auxiliary("latent", self.distribution())
+
+    def _auxiliary(self, name: str, distribution: TorchDistribution) -> Tensor:
+        """A draw at a site of the guide's own."""
+        site = f"_{self._pyro_name}_{name}"
+        drawn: Tensor = pyro.sample(site, distribution, infer={"is_auxiliary": True})
+        return drawn
+
     def _draw_together(self) -> dict[str, tuple[Tensor, Tensor]]:
-        site = f"_{self._pyro_name}_latent"
-        e = pyro.sample(site, self.distribution(), infer={"is_auxiliary": True})
-        return self._unpacked(self.unwhitened(e), self._log_volume())
+        return self._unpacked(self.unwhitened(self._draw_vector()), self._log_volume())
 
     def _log_volume(self) -> Tensor:
         """``[D]``: log |de / du| of each number."""
@@ -103,10 +152,15 @@ class JointGuide(UnconstrainedGuide):
             found[name] = u[..., begin:end].reshape(laid_out), own
         return found
 
+    def _draws(self, count: int) -> Tensor:
+        """``[count, D]`` of e."""
+        draws: Tensor = self.distribution().sample((count,))
+        return draws
+
     def _quantiles_of_vector(self, probabilities: Tensor) -> Tensor:
         """``[quantiles, D]`` of u; of a sample of fixed size, unless a subclass knows them exactly."""
         with forked_rng(seed=0):
-            draws = self.unwhitened(self.distribution().sample((_DRAWS_FOR_QUANTILES,)))
+            draws = self.unwhitened(self._draws(_DRAWS_FOR_QUANTILES))
         return torch.quantile(draws, probabilities, dim=0)
 
     def _quantiles_together(self, probabilities: Tensor) -> dict[str, Tensor]:

@@ -42,11 +42,13 @@ class Whereabouts:
         values: by site, on its own support.
         scale: the geometric mean of the standard deviations, in unconstrained space.
         whitening: of the continuous sites outside the plates of minibatches; None without any.
+        bound: the ELBO of the Gaussian that was found, on the draws of the search.
     """
 
     values: dict[str, Tensor]
     scale: float
     whitening: Whitening | None
+    bound: float
 
 
 def locate(
@@ -80,7 +82,7 @@ def locate(
             structure = structure_of(pair)
             with threads_for(structure, pair):
                 known = not structure.sites.keys().isdisjoint(given)
-                whitening = _whitening(LogJoint(structure, pair), guide, known)
+                whitening, bound = _whitening(LogJoint(structure, pair), guide, known)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
         if whitening is None:
@@ -98,29 +100,33 @@ def locate(
         whitening = whitening.moved(torch.cat(vectors))
         scale = whitening.widths().log().mean().exp().item()
         own = tuple(n for n in values if job.data_plates.isdisjoint(structure.sites[n].plates))
-        return Whereabouts({n: values[n] for n in own}, scale, whitening.of(own) if own else None)
+        of_own = whitening.of(own) if own else None
+        return Whereabouts({n: values[n] for n in own}, scale, of_own, bound)
 
 
-def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> Whitening | None:
-    """The best Gaussian that can be afforded; None where the ELBO is nowhere finite."""
-    pair = density.pair
+def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> tuple[Whitening | None, float]:
+    """The best Gaussian that can be afforded, and its ELBO; None where that is nowhere finite."""
+    pair, bound = density.pair, 0.0
     # Locations first: far from the data the best width is none, and nothing moves.
-    went_well = known or _search(pair, list(guide.locs.parameters()))
+    if not known:
+        bound = _search(pair, list(guide.locs.parameters()))
+    went_well = bound > -_WORST
     few = density.dim <= _MOST_JOINTLY and density.dim * density.elements <= _MOST_ELEMENTS
     if not few or not density.together:
         if went_well and not known:
-            _search(pair, list(guide.parameters()))
-        return Whitening(density.sizes, *density.start()) if went_well else None
+            bound = _search(pair, list(guide.parameters()))
+        return Whitening(density.sizes, *density.start()) if went_well else None, bound
     found = search(density, *density.start())
     if not found.settled and went_well and not known:
         # No Gaussian near: a funnel, for one. Independent Normals may find a better place.
         _search(pair, list(guide.parameters()))
         found = max(found, search(density, *density.start()), key=lambda each: each.elbo)
-    return Whitening(density.sizes, *found[:2]) if isfinite(found.elbo) else None
+    whitening = Whitening(density.sizes, *found[:2]) if isfinite(found.elbo) else None
+    return whitening, found.elbo
 
 
-def _search(pair: Pair, parameters: list[Tensor]) -> bool:
-    """Maximise the ELBO on fixed draws over the guide's parameters; whether that went well."""
+def _search(pair: Pair, parameters: list[Tensor]) -> float:
+    """Maximise the ELBO on fixed draws over the guide's parameters; the highest."""
     objective = ReparameterizedELBO(num_particles=_PARTICLES)
 
     def loss_and_gradient(position: np.ndarray) -> tuple[float, np.ndarray]:
@@ -144,4 +150,4 @@ def _search(pair: Pair, parameters: list[Tensor]) -> bool:
         options={"maxiter": _ITERATIONS},
     )
     vector_to_parameters(torch.as_tensor(found.x).to(start), parameters)
-    return bool(found.fun < _WORST)
+    return -float(found.fun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import pyro
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.exploring import find_modes
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
+from ppl_vi.modes import Mode
 from ppl_vi.program import enumerable_sites, feasible_value, hide, is_improper, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
@@ -28,6 +31,7 @@ from ppl_vi.registry import (
 Program = Callable[..., Any]
 
 _DRAWS_FOR_A_MEDIAN = 1_001
+_PARTS = (1.0, 0.5, 0.25, 0.125)
 
 
 def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
@@ -80,7 +84,13 @@ def resolve_guide(
     found = locate(job, visible, start, batch, values)
     if found is not None:
         near = init_to_value(values={**found.values, **values}, fallback=typical)
-        start = GuideStart(near, create_plates, found.scale, found.whitening)
+
+        def search(num_searches: int) -> tuple[Mode, ...]:
+            starts = (GuideStart(_toward(part), create_plates) for part in cycle(_PARTS))
+            return find_modes(job, visible, starts, batch, found, num_searches)
+
+        several = None if values else search
+        start = GuideStart(near, create_plates, found.scale, found.whitening, several)
     if isinstance(guide, str):
         return guide_builder(guide)(visible, start)
     if isinstance(guide, type):
@@ -107,6 +117,21 @@ def _drawn(site: Any) -> Tensor:
     unconstrained = to_support.inv(feasible_value(site["fn"]))
     drawn: Tensor = to_support(unconstrained + torch.randn_like(unconstrained))
     return drawn
+
+
+def _toward(part: float) -> Callable[[Any], Tensor]:
+    """Starts on the way from a site's median to a draw, in unconstrained space.
+
+    Far out in a wide prior, all slopes lead to the mode with the thickest tail.
+    """
+
+    def initial(site: Any) -> Tensor:
+        to_support = biject_to(site["fn"].support)
+        median, drawn = (to_support.inv(value) for value in (_median(site), _drawn(site)))
+        value: Tensor = to_support(median + part * (drawn - median))
+        return value
+
+    return initial
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

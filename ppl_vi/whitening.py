@@ -47,6 +47,22 @@ class Whitening:
             factor = upper.mT * upper.diagonal().sign()
         return Whitening(sizes, self.location[places], factor)
 
+    def matrix(self) -> Tensor:
+        """``[D, D]``: the factor, also where that is diagonal."""
+        return torch.diag(self.factor) if self.factor.dim() == 1 else self.factor
+
+    def variances(self) -> Tensor:
+        """``[D]``: of each coordinate by itself."""
+        return self.factor.square() if self.factor.dim() == 1 else self.factor.square().sum(-1)
+
+    def whitened(self, away: Tensor) -> Tensor:
+        """``[D, ...]``: steps from the location, ``[D, ...]``, in units of the factor."""
+        if self.factor.dim() == 1:
+            return away / self.factor.reshape(-1, *(1,) * (away.dim() - 1))
+        columns = away.reshape(len(away), -1)
+        found: Tensor = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        return found.reshape(away.shape)
+
     def moved(self, location: Tensor) -> Whitening:
         """The same widths around another place, ``[D]``."""
         return Whitening(self.sizes, location.to(self.location), self.factor)

@@ -67,7 +67,8 @@ def test_models_and_guides_have_one_name() -> None:
 @in_source
 def test_what_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]}
+    every = [*project["dependencies"], *project["optional-dependencies"]["flows"]]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in every}
     imported = {
         name.split(".")[0]
         for path in sources().values()

@@ -8,9 +8,12 @@ import pyro.distributions as dist
 import torch
 
 from ppl_vi.guides import (
+    AuxiliaryGuide,
     DeltaGuide,
+    FlowGuide,
     LaplaceGuide,
     LowRankGuide,
+    MixtureGuide,
     MultivariateNormalGuide,
     NormalGuide,
 )
@@ -40,6 +43,9 @@ FAMILIES = {
     "NormalGuide": Family(NormalGuide, "normal"),
     "MultivariateNormalGuide": Family(MultivariateNormalGuide, "multivariate_normal"),
     "LowRankGuide": Family(LowRankGuide, "lowrank"),
+    "MixtureGuide": Family(MixtureGuide, "mixture", pathwise=False),
+    "FlowGuide": Family(FlowGuide, "flow"),
+    "AuxiliaryGuide": Family(AuxiliaryGuide, "auxiliary"),
     "DeltaGuide": Family(DeltaGuide, "delta", point=True),
     "LaplaceGuide": Family(LaplaceGuide, "laplace", point=True, rows=False),
 }

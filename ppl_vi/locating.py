@@ -64,10 +64,8 @@ def locate(
         try:
             structure = structure_of(pair)
             with threads_for(structure, pair):
-                # Locations first: far from the data the best width is none, and nothing moves.
-                if not _search(pair, list(guide.locs.parameters())):
+                if not fit_normals(pair, guide):
                     return None
-                _search(pair, list(guide.parameters()))
             found = guide.median(*batch.args, **batch.kwargs)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
@@ -79,6 +77,21 @@ def locate(
             if job.data_plates.isdisjoint(structure.sites[name].plates)
         }
         return Whereabouts(values, torch.stack(logs).mean().exp().item())
+
+
+def fit_normals(pair: Pair, normals: AutoNormal) -> bool:
+    """Maximise the ELBO over independent Normals, on fixed draws; whether that went well.
+
+    Args:
+        pair: of a guide that ``normals`` are a part of, or all.
+        normals: what moves.
+    """
+    structure_of(pair)  # runs the guide, which makes its parameters when first called
+    # Locations first: far from the data the best width is none, and nothing moves.
+    if not _search(pair, list(normals.locs.parameters())):
+        return False
+    _search(pair, list(normals.parameters()))
+    return True
 
 
 def _search(pair: Pair, parameters: list[Tensor]) -> bool:

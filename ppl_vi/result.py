@@ -28,6 +28,7 @@ from ppl_vi.program import (
     predictive_draws,
     squeezed,
 )
+from ppl_vi.questions import Questions
 from ppl_vi.running import in_words
 from ppl_vi.states import States
 from ppl_vi.stopping import StopReason
@@ -42,7 +43,7 @@ _ELEMENTS_AT_ONCE = 5_000_000
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult:
+class FitResult(Questions):
     """A fitted posterior.
 
     Attributes:
@@ -239,12 +240,7 @@ class FitResult:
 
     def _of_rows(self, structure: Structure, name: str) -> bool:
         """Whether the draws belong to rows of the training data (or are these rows' numbers)."""
-        rows = self.job.data_plates or {
-            plate
-            for site in structure.of_kind("observed")
-            for plate in structure.sites[site].plates
-            if structure.plates[plate].size == self.job.source.num_rows
-        }
+        rows = self.job.row_plates(structure)
         return name not in structure.sites or not rows.isdisjoint(structure.sites[name].plates)
 
 

@@ -85,6 +85,6 @@ def log_evidence(job: Job, num_particles: int, data: Any) -> LogEvidence:
             f"log_evidence: the weights are so uneven that they say as much as "
             f"{evidence.effective_draws:.1f} equal ones, so that the estimate of {quantity} is too low "
             f"and its standard error too small. Take more particles, or fit a richer guide.",
-            stacklevel=4,
+            stacklevel=3,
         )
     return evidence

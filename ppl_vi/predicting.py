@@ -42,9 +42,9 @@ _DRAWS_FOR_A_CENTER = 100
 def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
     """How new data are weighed, and what that estimates; inside the fitted parameters.
 
-    Without latents outside of the rows it is log p(x*). With some it is log p(x* | x), the guide's draws
-    of them standing for the posterior. Latents of new rows are proposed by the guide where it reads
-    them off the data, else by Normals fitted to the new rows.
+    Without latents outside of the rows it is log p(x*). With some it is log p(x* | x), where draws of
+    the guide stand for the posterior. Latents of new rows are proposed by the guide where it reads them
+    off the data, else by Normals fitted to the new rows.
 
     Raises:
         DataError: the model takes no data.

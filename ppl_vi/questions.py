@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from ppl_vi.asking import check_names
 from ppl_vi.evidence import LogEvidence, log_evidence
 from ppl_vi.job import Job
+from ppl_vi.marginals import Marginal, find_marginal
+from ppl_vi.modes import find_mode
 from ppl_vi.parameters import FittedParameters
+from ppl_vi.preparation import structure_of
+from ppl_vi.sweeping import is_swept
 
 _PARTICLES = 1_000
 
@@ -78,3 +87,86 @@ class Questions(ABC):
         """
         with self.fitted.applied():
             return log_evidence(self.job, num_particles, data)
+
+    def marginal(self, sites: str | Sequence[str]) -> Marginal:
+        """The joint posterior of some sites, all others integrated out.
+
+        In closed form where the guide has it: sites that are jointly Gaussian before the transforms to
+        their supports (mean-field, full-rank and low-rank guides), sites that it draws from a
+        distribution of their own, and each factor of ``"cavi"`` by itself. Else draws of the whole
+        guide stand for it, without a density. It is the guide's marginal: as far from the true one as
+        the fit is.
+
+        Args:
+            sites: names of latents, or of deterministic sites.
+
+        Returns:
+            A distribution with ``sample(n)``, ``log_prob(values)``, ``mean``, ``covariance``,
+            ``distributions`` (Pyro's, by site) and ``exact``.
+
+        Raises:
+            ValueError: the model has no such latent.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from ppl_vi import fit
+            >>> def model(x):
+            ...     level = pyro.sample("level", dist.Normal(0.0, 1.0))
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(level + slope, 1.0), obs=x)
+            >>> result = fit(model, "multivariate_normal", torch.ones(8), steps=500, progress=False)
+            >>> both = result.marginal(["level", "slope"])
+            >>> both.exact, tuple(both.covariance.shape), bool(both.covariance[0, 1] < -0.3)
+            (True, (2, 2), True)
+            >>> type(result.marginal("slope").distributions["slope"]).__name__
+            'Normal'
+        """
+        names = [sites] if isinstance(sites, str) else list(sites)
+        pair = self.job.pair(self.job.source.whole())
+        with self.fitted.applied():
+            structure = structure_of(pair)
+            known = structure.of_kind("latent", "marginalized", "deterministic")
+            check_names("marginal", names, known, "latents of the model")
+            if not names:
+                raise ValueError("marginal: no site is named. Name one latent or more.")
+            factors = self.job.guide.factors() if is_swept(self.job.guide) else {}
+            return find_marginal(structure, pair, names, partial(self._draws_of, names), factors)
+
+    def mode(self) -> dict[str, Tensor]:
+        """A joint mode of the posterior: where its density is highest, of all continuous latents.
+
+        argmax_z log p(x, z),  discrete latents summed out
+
+        By L-BFGS from the best of the guide's draws, in coordinates that these draws whiten, with the
+        parameters of the model at their fitted values. The density is that on the sites' own supports
+        (what MAP estimates maximise), without the Jacobian of a transform: in other coordinates the
+        mode is elsewhere. It is a local mode, and with many latents far from where draws are.
+
+        Returns:
+            ``[*plates, *event]`` by site. A maximum on the edge of a support is met to rounding.
+
+        Raises:
+            ModelError: no maximum was found, as where the density has no bound; the model has no
+                continuous latent; or a discrete latent cannot be summed out.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from ppl_vi import fit
+            >>> def model(x):
+            ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Poisson(rate), obs=x)
+            >>> result = fit(model, data=torch.ones(20), steps=50, progress=False)
+            >>> result.mode()["rate"]  # (2 + 20 - 1) / (1 + 20)
+            tensor(1.0000)
+
+        Source: Nocedal and Wright (2006), chapter 7.
+        """
+        pair = self.job.pair(self.job.source.whole())
+        with self.fitted.applied():
+            return find_mode(pair)
+
+    @abstractmethod
+    def _draws_of(self, sites: Sequence[str], num_samples: int) -> dict[str, Tensor]:
+        """Posterior draws of some sites, components as the guide numbers them."""

@@ -89,6 +89,9 @@ class SweptGuide(Protocol):
         It is asked for every batch once, after ``settle``.
         """
 
+    def factors(self) -> dict[str, Any]:
+        """The marginals of single sites that it knows, as Pyro distributions."""
+
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the fit that the ELBO does not say, a line each."""
 
@@ -120,7 +123,8 @@ def marginalized(job: Job) -> Job:
     Of guides that are fitted by sweeps only, which never draw another latent given these. To be called
     inside the fitted parameters.
     """
-    if not is_swept(job.guide):
+    guide = job.guide
+    if not is_swept(guide):
         return job
     batch = next(job.source.sequence())
     with job.handler(batch):

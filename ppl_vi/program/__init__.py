@@ -27,6 +27,7 @@ from ppl_vi.program.layout import (
     innermost,
     joint_support,
     plate_frames,
+    unmasked,
 )
 from ppl_vi.program.messengers import (
     DataPlate,
@@ -46,6 +47,7 @@ from ppl_vi.program.posterior import (
     pointwise_log_likelihood,
     predictive_draws,
     squeezed,
+    squeezed_shape,
 )
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
@@ -103,8 +105,10 @@ __all__ = [
     "run_guide",
     "run_model",
     "squeezed",
+    "squeezed_shape",
     "summed_out",
     "unheard",
+    "unmasked",
     "valued",
     "weighted_sum",
     "with_closed_forms",

@@ -27,14 +27,21 @@ def check_names(what: str, names: Iterable[str], known: Collection[str], kind: s
             )
 
 
-def check_value(what: str, name: str, value: Any, shape: torch.Size, support: Constraint) -> Tensor:
-    """The value as a tensor, ``[..., *shape]``.
+def check_value(
+    what: str,
+    name: str,
+    value: Any,
+    shape: torch.Size,
+    support: Constraint,
+    several: bool = False,
+) -> Tensor:
+    """The value as a tensor, ``[*shape]``; where there may be several, ``[..., *shape]``.
 
     Raises:
         ValueError: it has another shape, or lies outside the support.
     """
     tensor = torch.as_tensor(value)
-    found = tensor.shape[max(0, tensor.dim() - len(shape)) :]
+    found = tensor.shape[max(0, tensor.dim() - len(shape)) :] if several else tensor.shape
     if found != shape:
         raise ValueError(
             f"{what}: the value of site '{name}' has shape {tuple(tensor.shape)}, but the site has "

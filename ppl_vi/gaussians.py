@@ -12,7 +12,7 @@ from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, No
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import ComposeTransform, ReshapeTransform, Transform
+from torch.distributions.transforms import ComposeTransform, ReshapeTransform
 
 from ppl_vi.program import (
     Draw,
@@ -49,7 +49,7 @@ class JointGaussian:
         factor: ``[D, E]``.
     """
 
-    transforms: Mapping[str, Transform]
+    transforms: Mapping[str, ComposeTransform]
     supports: Mapping[str, Constraint]
     sizes: Mapping[str, int]
     location: Tensor
@@ -191,7 +191,7 @@ class _Noisy:
 
     def _run(self, draw: Draw) -> dict[str, Tensor]:
         values = run_guide(self._structure, self._pair, draw, 1).values
-        return {n: v[0] if n in self._structure.sites else v for n, v in values.items()}
+        return self._structure.single(values)
 
     def _numbers(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         """``[D_site]`` of a site."""

@@ -105,7 +105,7 @@ class Marginal:
         check_names("log_prob", values, self.sites, "sites of the marginal")
         return {
             name: check_value(
-                "log_prob", name, values[name], self.shapes[name], self.supports[name]
+                "log_prob", name, values[name], self.shapes[name], self.supports[name], several=True
             )
             for name in self.sites
         }

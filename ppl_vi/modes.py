@@ -74,10 +74,7 @@ class _Climb:
         with torch.no_grad():
             drawn = run_guide(self._structure, pair, draw_plainly, _TRIED).values
             density = self._log_joint(drawn, _TRIED).nan_to_num(nan=-torch.inf)
-            sites = self._structure.sites
-            self._best = {
-                n: v[int(density.argmax())] if n in sites else v for n, v in drawn.items()
-            }
+            self._best = self._structure.single(drawn, int(density.argmax()))
             self._latents = self._latents_at(self._best)
             inner = {s.name: biject_to(s.support).inv(s.value).shape for s in self._latents}
             self._shapes, self._sizes = inner, [shape.numel() for shape in inner.values()]
@@ -183,9 +180,11 @@ class _Climb:
         numbers = self._numbers(run_guide(self._structure, self._pair, draw_plainly, count).values)
         centered = (numbers - numbers.mean(0)) / (count - 1) ** 0.5
         widths = centered.norm(dim=0)
-        # A guide that is a point tells nothing of the posterior's width.
-        widths = torch.where(widths.isfinite() & (widths > 0), widths, torch.ones_like(widths))
-        if count < 3 * len(widths) or not centered.isfinite().all():
+        # A guide that is a point, to rounding, tells nothing of the posterior's width.
+        least = 100 * torch.finfo(widths.dtype).eps * numbers.abs().amax(0)
+        told = widths.isfinite() & (widths > least)
+        widths = torch.where(told, widths, torch.ones_like(widths))
+        if count < 3 * len(widths) or not told.all():
             return widths
         upper = torch.linalg.qr(centered / widths, mode="r").R
         return widths[:, None] * upper.mT if upper.diagonal().all() else widths

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ppl_vi.asking import check_names
+from ppl_vi.conditioning import condition
 from ppl_vi.evidence import LogEvidence, log_evidence
 from ppl_vi.job import Job
 from ppl_vi.marginals import Marginal, find_marginal
@@ -17,6 +18,9 @@ from ppl_vi.modes import find_mode
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import structure_of
 from ppl_vi.sweeping import is_swept
+
+if TYPE_CHECKING:
+    from ppl_vi.result import FitResult
 
 _PARTICLES = 1_000
 
@@ -132,6 +136,54 @@ class Questions(ABC):
                 raise ValueError("marginal: no site is named. Name one latent or more.")
             factors = self.job.guide.factors() if is_swept(self.job.guide) else {}
             return find_marginal(structure, pair, names, partial(self._draws_of, names), factors)
+
+    def conditional(
+        self, observed: Mapping[str, Any], guide: Any = None, **options: Any
+    ) -> FitResult:
+        """The posterior of the other sites, given values of some: observe some, infer the rest.
+
+        p(rest | observed, x)
+
+        Where the guide is jointly Gaussian before the transforms to the supports, and the sites depend
+        on each other in it, that is its conditional, in closed form and without a step: exact for the
+        guide, and as good as the guide is there. A guide that draws them independently (mean field)
+        can't tell, and neither can one of another family: the model is then fitted once more with the
+        values observed, by a guide of the same family (one of your own writing is replaced by
+        ``"multivariate_normal"``, or ``"normal"`` for more than 200 numbers). ``stop_reason`` says
+        which of the two it was, and ``elbo`` beside ``log_evidence()`` how far it is from exact.
+        Parameters of the model are held at their fitted values.
+
+        Args:
+            observed: values of latents by site, ``[*plates, *event]``, and None for a site of the data
+                that is to be inferred with the rest.
+            guide: for a new fit, in any case; as ``fit`` takes it.
+            **options: of ``fit`` for a new fit, in any case.
+
+        Returns:
+            The posterior given the values, which answers all that this one does.
+
+        Raises:
+            ValueError: a site is not the model's, a value does not fit its site, or nothing is left.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from ppl_vi import fit
+            >>> def model(x):
+            ...     level = pyro.sample("level", dist.Normal(0.0, 1.0))
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(level + slope, 1.0), obs=x)
+            >>> result = fit(model, "multivariate_normal", torch.ones(8), steps=500, progress=False)
+            >>> given = result.conditional({"slope": torch.tensor(1.0)})
+            >>> print(given.stop_reason)
+            the posterior was found in closed form from a fitted one
+            >>> round(given.marginal("level").mean["level"].item(), 1) + 0.0
+            0.0
+
+        Source: Bishop (2006), section 2.3.1, for Gaussians.
+        """
+        with self.fitted.applied():
+            return condition(self.job, observed, guide, options)
 
     def mode(self) -> dict[str, Tensor]:
         """A joint mode of the posterior: where its density is highest, of all continuous latents.

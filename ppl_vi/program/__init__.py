@@ -32,6 +32,7 @@ from ppl_vi.program.layout import (
 from ppl_vi.program.messengers import (
     DataPlate,
     Draw,
+    HoldParameters,
     KeepFrozen,
     StartingValues,
     counted,
@@ -62,6 +63,7 @@ __all__ = [
     "Draw",
     "Factor",
     "FactorKey",
+    "HoldParameters",
     "KeepFrozen",
     "Latent",
     "LatentSite",

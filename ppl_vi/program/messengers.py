@@ -185,6 +185,18 @@ class StartingValues(Messenger):
             msg["args"] = (name, self.values[name].detach().clone(), *msg["args"][2:])
 
 
+class HoldParameters(StartingValues):
+    """Hold learned parameters of the model (``pyro.param``) at given values, by name.
+
+    Parameters of modules have their values in the module, and are left to whoever holds that.
+    """
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if msg["name"] in self.values and not isinstance(init, torch.nn.Parameter):
+            msg["value"] = msg["value"].detach()
+
+
 class KeepFrozen(Messenger):
     """Keep module parameters frozen that were frozen: Pyro's param store turns their gradient on."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -65,7 +67,8 @@ def condition(
     settings = {"progress": False, "data_plate": min(job.data_plates, default=None), **options}
     with _frozen(model.modules):
         chosen = _family(job, structure, values) if guide is None else guide
-        return fit(model, chosen, job.source, **settings)
+        result = fit(model, chosen, job.source, **settings)
+    return replace(result, fitted=result.fitted.including(model.modules))
 
 
 def _checked(job: Job, structure: Structure, pair: Pair, observed: Mapping[str, Any]) -> Values:
@@ -118,9 +121,16 @@ class _Conditioned:
 
     def __init__(self, job: Job, structure: Structure, pair: Pair, values: Values) -> None:
         self._program = pyro.condition(job.model, data=dict(values))
-        names = latents_of(pair, draw_plainly).parameters
+        with torch.enable_grad(), forked_rng(seed=0):
+            names = latents_of(pair, draw_plainly).parameters
         store = pyro.get_param_store()
-        self._parameters = {name: store[name].detach().clone() for name in names}
+        live = dict(store.named_parameters())
+        self.modules = [p for n in names if isinstance(p := live[n], torch.nn.Parameter)]
+        self._parameters = {
+            name: store[name].detach().clone()
+            for name in names
+            if not isinstance(live[name], torch.nn.Parameter)
+        }
         with forked_rng(seed=0):
             drawn = structure.single(draw_latents(structure, pair, 1))
         self._start = {
@@ -129,11 +139,11 @@ class _Conditioned:
             if name not in values and not structure.sites[name].support.is_discrete
             if job.data_plates.isdisjoint(structure.sites[name].plates)
         }
-        live = dict(store.named_parameters())
-        self.modules = [p for n in names if isinstance(p := live[n], torch.nn.Parameter)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with HoldParameters(self._parameters):
+        with HoldParameters(self._parameters), warnings.catch_warnings():
+            # Parameters of modules are frozen in a new fit, which Pyro remarks on in each run.
+            warnings.filterwarnings("ignore", ".*was not registered in the param store")
             return self._program(*args, **kwargs)
 
     def initial_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

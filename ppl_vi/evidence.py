@@ -17,8 +17,8 @@ from ppl_vi.predicting import weighing_of_new
 from ppl_vi.sweeping import marginalized
 from ppl_vi.weighing import Means, Weighing
 
-_TOO_FEW = 10
-"""Effective draws, with fewer of which the delta method says little."""
+_TOO_FEW, _SHARE = 10, 0.05
+"""Effective draws, with fewer of which the delta method says little; the rows that may have fewer."""
 
 
 class LogEvidence(Estimate):
@@ -80,11 +80,18 @@ def log_evidence(job: Job, num_particles: int, data: Any) -> LogEvidence:
         weighing, quantity = weighing_of_new(job, data)
     means = weighing.means(num_particles)
     evidence = LogEvidence.of(means, quantity)
-    if evidence.effective_draws < min(_TOO_FEW, num_particles / 2):
-        warnings.warn(
-            f"log_evidence: the weights are so uneven that they say as much as "
-            f"{evidence.effective_draws:.1f} equal ones, so that the estimate of {quantity} is too low "
-            f"and its standard error too small. Take more particles, or fit a richer guide.",
-            stacklevel=3,
-        )
+    _warn_of_uneven(means, num_particles, quantity)
     return evidence
+
+
+def _warn_of_uneven(means: Means, num_particles: int, quantity: str) -> None:
+    effective = torch.cat([mean.effective.reshape(-1) for mean in means.whole])
+    poor = effective < min(_TOO_FEW, num_particles / 2)
+    if poor.double().mean() > _SHARE:
+        where = f"of {int(poor.sum())} of {len(poor)} rows " if len(poor) > 1 else ""
+        warnings.warn(
+            f"log_evidence: the weights {where}are so uneven that they say as much as "
+            f"{effective.min().item():.1f} equal ones, so that the estimate of {quantity} is too low "
+            f"and its standard error too small. Take more particles, or fit a richer guide.",
+            stacklevel=4,
+        )

@@ -186,14 +186,10 @@ class StartingValues(Messenger):
 
 
 class HoldParameters(StartingValues):
-    """Hold learned parameters of the model (``pyro.param``) at given values, by name.
-
-    Parameters of modules have their values in the module, and are left to whoever holds that.
-    """
+    """Hold learned parameters of the model (``pyro.param``) at given values, by name."""
 
     def _pyro_post_param(self, msg: Any) -> None:
-        init = msg["args"][1] if len(msg["args"]) > 1 else None
-        if msg["name"] in self.values and not isinstance(init, torch.nn.Parameter):
+        if msg["name"] in self.values:
             msg["value"] = msg["value"].detach()
 
 

@@ -79,24 +79,25 @@ def locate(
         return Whereabouts(values, torch.stack(logs).mean().exp().item())
 
 
-def fit_normals(pair: Pair, normals: AutoNormal) -> bool:
+def fit_normals(pair: Pair, normals: AutoNormal, draws: int = _PARTICLES) -> bool:
     """Maximise the ELBO over independent Normals, on fixed draws; whether that went well.
 
     Args:
         pair: of a guide that ``normals`` are a part of, or all.
         normals: what moves.
+        draws: how many; from fewer the widths come out too small.
     """
     structure_of(pair)  # runs the guide, which makes its parameters when first called
     # Locations first: far from the data the best width is none, and nothing moves.
-    if not _search(pair, list(normals.locs.parameters())):
+    if not _search(pair, list(normals.locs.parameters()), draws):
         return False
-    _search(pair, list(normals.parameters()))
+    _search(pair, list(normals.parameters()), draws)
     return True
 
 
-def _search(pair: Pair, parameters: list[Tensor]) -> bool:
+def _search(pair: Pair, parameters: list[Tensor], draws: int) -> bool:
     """Maximise the ELBO on fixed draws over the guide's parameters; whether that went well."""
-    objective = ReparameterizedELBO(num_particles=_PARTICLES)
+    objective = ReparameterizedELBO(num_particles=draws)
 
     def loss_and_gradient(position: np.ndarray) -> tuple[float, np.ndarray]:
         vector_to_parameters(torch.as_tensor(position).to(start), parameters)

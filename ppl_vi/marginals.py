@@ -101,8 +101,12 @@ class Marginal:
         return total
 
     def _checked(self, values: Mapping[str, Tensor]) -> Draws:
-        check_names("log_prob", self.sites, values, "values")
         check_names("log_prob", values, self.sites, "sites of the marginal")
+        for name in self.sites:
+            if name not in values:
+                raise ValueError(
+                    f"log_prob: site '{name}' has no value. Give one to every site of the marginal."
+                )
         return {
             name: check_value(
                 "log_prob", name, values[name], self.shapes[name], self.supports[name], several=True

@@ -35,7 +35,7 @@ _ELEMENTS_AT_ONCE = 5_000_000
 _WORST = 1e300
 _FLAT = {torch.float64: 1e-3, torch.float32: 3e-2}
 """The steepest slope of a maximum, in nats per posterior standard deviation."""
-_SMALL = {torch.float64: 1e-6, torch.float32: 1e-3}
+_SMALL = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Likewise, the slope that the search stops at."""
 _LOST = 0.5
 """How far rounding may move an unconstrained number; beyond, its site is on the edge of the support."""
@@ -90,7 +90,7 @@ class _Climb:
         """The values at the maximum."""
         from scipy.optimize import minimize  # heavy, and not every fit needs it
 
-        small = _SMALL.get(self._start.dtype, 1e-3)
+        small = _SMALL.get(self._start.dtype, 1e-4)
         options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "ftol": 0.0, "gtol": small}
         zero = np.zeros(len(self._start))
         try:

@@ -37,6 +37,7 @@ from ppl_vi.weighing import Weighing
 Draws = dict[str, Tensor]
 Program = Callable[..., Any]
 _DRAWS_FOR_A_CENTER = 100
+_DRAWS_TO_FIT = 64
 
 
 def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
@@ -104,21 +105,37 @@ class _Posterior:
         nearest = int(centered.square().sum(1).argmin())
         return {name: values[name][nearest] for name in self.shared}
 
-    def reads_rows(self) -> bool:
-        """Whether the guide finds latents of rows from the data, not from parameters of each row."""
-        size = self._batch.size
+    def reads_rows(self, new: Batch) -> bool:
+        """Whether the guide finds latents of rows from the data, not from parameters of each row.
 
-        def turned(leaf: Any) -> Any:
-            of_rows = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size
-            return leaf.flip(0) if of_rows else leaf
+        Such a guide draws something else for its rows when these are turned round, or new ones.
+        """
+        size = self._batch.size or 1
+        own, other = (self._batch.args, self._batch.kwargs), (new.args, new.kwargs)
+        turned = _rows_taken(own, size, torch.arange(size).flip(0))
+        replaced = _rows_taken(other, new.size, torch.arange(size) % (new.size or 1))
+        before, *after = (self._drawn_from(data) for data in (own, turned, replaced))
+        return all(
+            any(not torch.equal(before[name], drawn[name]) for drawn in after)
+            for name in self.local
+        )
 
-        args, kwargs = tree_map(turned, (self._pair.args, self._pair.kwargs))
-        found = []
-        for pair in (self._pair, self._pair._replace(args=args, kwargs=kwargs)):
-            with forked_rng(seed=0), self.job.handler(self._batch), pyro.validation_enabled(False):
-                found.append(run_guide(self.structure, pair, draw_plainly, 1).values)
-        before, after = found
-        return all(not torch.equal(before[name], after[name]) for name in self.local)
+    def _drawn_from(self, data: Any) -> Draws:
+        """What the guide draws for its own rows, always on the same random numbers."""
+        args, kwargs = data
+        pair = self._pair._replace(args=args, kwargs=kwargs)
+        with forked_rng(seed=0), self.job.handler(self._batch), pyro.validation_enabled(False):
+            return run_guide(self.structure, pair, draw_plainly, 1).values
+
+
+def _rows_taken(data: Any, size: int | None, rows: Tensor) -> Any:
+    """The arguments with other rows, of those that have so many."""
+
+    def taken(leaf: Any) -> Any:
+        of_rows = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size
+        return leaf[rows.to(leaf.device)] if of_rows else leaf
+
+    return tree_map(taken, data)
 
 
 class _NewRows:
@@ -128,7 +145,9 @@ class _NewRows:
         self._posterior, self._source = posterior, source
         self._guides: dict[int, Program] = {}
         with torch.no_grad():
-            self._amortized = bool(posterior.local) and posterior.reads_rows()
+            self._amortized = bool(posterior.local) and posterior.reads_rows(
+                self._source.head(1_000)
+            )
             self._central = posterior.central() if posterior.shared else {}
 
     def pairs(self) -> Iterator[WeightedPair]:
@@ -166,7 +185,7 @@ class _NewRows:
         normals._pyro_name = f"_new_rows_{number}"  # the fitted guide may be an AutoNormal too
         guide = _holding(posterior.structure, self._central, normals)
         with self._handler(batch):
-            fit_normals(Pair(model, guide, batch.args, batch.kwargs), normals)
+            fit_normals(Pair(model, guide, batch.args, batch.kwargs), normals, _DRAWS_TO_FIT)
         return guide
 
 

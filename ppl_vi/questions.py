@@ -177,8 +177,8 @@ class Questions(ABC):
             >>> given = result.conditional({"slope": torch.tensor(1.0)})
             >>> print(given.stop_reason)
             the posterior was found in closed form from a fitted one
-            >>> round(given.marginal("level").mean["level"].item(), 1) + 0.0
-            0.0
+            >>> abs(given.marginal("level").mean["level"].item()) < 0.2
+            True
 
         Source: Bishop (2006), section 2.3.1, for Gaussians.
         """
@@ -210,8 +210,8 @@ class Questions(ABC):
             ...     with pyro.plate("data", len(x)):
             ...         pyro.sample("x", dist.Poisson(rate), obs=x)
             >>> result = fit(model, data=torch.ones(20), steps=50, progress=False)
-            >>> result.mode()["rate"]  # (2 + 20 - 1) / (1 + 20)
-            tensor(1.0000)
+            >>> round(result.mode()["rate"].item(), 2)  # (2 + 20 - 1) / (1 + 20)
+            1.0
 
         Source: Nocedal and Wright (2006), chapter 7.
         """

@@ -1,4 +1,7 @@
-"""What a fitted model answers, against exact answers; statistical checks at 4.5 standard errors (7e-6)."""
+"""What a fitted model answers, against exact answers.
+
+Statistical checks stand at 4.5 standard errors, a false alarm in 150,000.
+"""
 
 import math
 import pickle
@@ -206,19 +209,12 @@ def test_latents_of_new_rows_are_fitted_where_the_guide_does_not_read_them():
     assert evidence.pointwise.shape == (2,)
 
 
-# Discrete latents, summed out: a mixture with one unknown mean, by quadrature.
-
-
-def mixture(x):
-    mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
-        pyro.sample("x", dist.Normal(torch.stack([mean, -mean], -1)[..., z], 1.0), obs=x)
+# Discrete latents, summed out: a mixture of two, by enumeration.
 
 
 def mixture_of_two(x):
     with pyro.plate("components", 2):
-        mean = pyro.sample("mean", dist.Normal(torch.tensor([-1.0, 2.0]), 2.0))
+        mean = pyro.sample("mean", dist.Normal(torch.tensor([-1.0, 2.0]), 0.7))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
         pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
@@ -232,7 +228,7 @@ def evidence_of_mixture(x):
         log_p = torch.tensor([0.3, 0.7]).log()[z].sum().item()
         same = (z[:, None] == z[None]).double()
         loc = torch.tensor([-1.0, 2.0])[z]
-        total.append(log_p + normal(loc, torch.eye(len(x)) + 4.0 * same, x))
+        total.append(log_p + normal(loc, torch.eye(len(x)) + 0.49 * same, x))
     return torch.tensor(total).logsumexp(0).item()
 
 
@@ -242,13 +238,13 @@ def test_discrete_latents_are_summed_out():
 
     def guide(x):
         with pyro.plate("components", 2):
-            pyro.sample("mean", dist.Normal(torch.tensor([-0.8, 1.9]), torch.tensor([1.2, 0.7])))
+            pyro.sample("mean", dist.Normal(torch.tensor([-1.0, 2.0]), 0.6))
 
     by_hand, swept = fixed(mixture_of_two, guide, x), fit(mixture_of_two, "cavi", x, progress=False)
     for result in (by_hand, swept):
         evidence = result.log_evidence(4_000)
         assert close(evidence, exact) and evidence.standard_error < 0.05
-    assert swept.elbo < exact - 0.05  # its labels are drawn there, and summed out here
+    assert swept.elbo < exact - 0.02  # its labels are drawn there, and summed out here
     new = swept.log_evidence(500, data=x[:2])
     assert new.quantity == "log p(x* | x)" and new.pointwise.shape == (2,)
 
@@ -316,8 +312,8 @@ def test_the_conditional_of_a_joint_gaussian_is_in_closed_form():
 
 def test_other_guides_are_fitted_again():
     """Coordinate ascent is exact on one Gaussian block, and mean field cannot condition itself."""
-    swept = fit(regression, "cavi", (DESIGN, TARGET), progress=False)
-    given = swept.conditional({"last": -2.0})
+    swept = fit(regression, "cavi", (DESIGN, TARGET), progress=False, compile=False)
+    given = swept.conditional({"last": -2.0}, compile=False)
     gain = COVARIANCE[:2, 2] / COVARIANCE[2, 2]
     expected = LOCATION[:2] + gain * (-2.0 - LOCATION[2])
     assert given.stop_reason is StopReason.CONVERGED
@@ -332,8 +328,8 @@ def test_other_guides_are_fitted_again():
 
 
 def test_data_may_be_inferred_too():
-    result = fit(regression, "cavi", (DESIGN, TARGET), progress=False)
-    given = result.conditional({"last": 1.0, "slopes": [1.0, -1.0], "y": None})
+    result = fit(regression, "cavi", (DESIGN, TARGET), progress=False, compile=False)
+    given = result.conditional({"last": 1.0, "slopes": [1.0, -1.0], "y": None}, compile=False)
     predicted = given.marginal("y")
     exact = DESIGN @ torch.tensor([1.0, -1.0, 1.0])
     torch.testing.assert_close(predicted.mean["y"], exact, atol=1e-6, rtol=0)
@@ -362,7 +358,6 @@ def test_parameters_of_the_model_are_held_in_a_conditional():
     with torch.no_grad():
         decoder.weight.add_(3.0)  # of a later fit: the results keep theirs
     torch.testing.assert_close(given.mode()["z"], before)
-    assert given.log_evidence(50, data=ROWS[:3]) if False else True
 
 
 def test_a_mode_of_correlated_latents():
@@ -444,7 +439,7 @@ def test_modes_at_and_beyond_an_edge():
 
     assert fixed(positive, guide, -torch.ones(4)).mode()["s"] < 1e-5
     for tosses in (torch.ones(4), torch.zeros(4)):
-        with pytest.raises(ModelError, match="no maximum was found: .* along site 'p'"):
+        with pytest.raises(ModelError, match=r"no maximum was found: .* along site 'p'"):
             fixed(coin(0.5, 0.5), logit_normal, tosses).mode()
 
     def schools(y):
@@ -454,8 +449,14 @@ def test_modes_at_and_beyond_an_edge():
             level = pyro.sample("level", dist.Normal(mean, scale))
             pyro.sample("y", dist.Normal(level, 10.0), obs=10 * y)
 
+    def apart(y):
+        pyro.sample("mean", dist.Normal(0.0, 5.0))
+        pyro.sample("scale", dist.LogNormal(1.0, 0.5))
+        with pyro.plate("groups", len(y)):
+            pyro.sample("level", dist.Normal(10 * y, 5.0))
+
     with pytest.raises(ModelError, match="no maximum was found"):
-        fit(schools, "normal", Y, steps=50, seed=0, progress=False).mode()
+        fixed(schools, apart, Y).mode()
 
 
 # Bad input.
@@ -508,9 +509,12 @@ def test_values_outside_the_support():
 
 
 def test_points_rows_and_subsamples():
-    delta = fit(one_mean, "delta", X, steps=1, progress=False)
+    point = fixed(one_mean, lambda x: pyro.sample("mean", dist.Delta(torch.tensor(0.1))), X)
     with pytest.raises(GuideError, match="site 'mean': the guide holds it at a point"):
-        delta.log_evidence(10)
+        point.log_evidence(10)
+    # New rows at a point: what a plug-in estimate predicts.
+    new = point.log_evidence(3, data=NEW)
+    assert new == pytest.approx(dist.Normal(0.1, 1.5).log_prob(NEW).sum().item(), abs=1e-9)
     batches = fixed(factors, exact_encoder, ROWS, batch_size=4)
     with pytest.raises(ValueError, match="'z' stands in the plate of minibatches"):
         batches.conditional({"z": torch.zeros(9, 2)})

@@ -34,10 +34,13 @@ from ppl_vi.program import (
 from ppl_vi.randomness import forked_rng
 from ppl_vi.stopping import StopReason
 from ppl_vi.sweeping import is_swept
+from ppl_vi.weighing import Weighing
 
 if TYPE_CHECKING:
     from ppl_vi.result import FitResult
 
+_DRAWS_TO_TRY, _FEWEST = 200, 20
+"""Of so many draws, the effective ones that a conditional in closed form is to have."""
 Values = Mapping[str, Tensor | None]
 _MOST_TOGETHER = 200
 """Numbers, up to which a full covariance is the default."""
@@ -61,7 +64,9 @@ def condition(
         model = _Conditioned(job, structure, pair, values)
         joint = None if guide is not None or options else _closed_form(job, structure, pair, values)
     if joint is not None:
-        return _without_steps(Job(model, joint, job.source, job.data_plates))
+        result = _without_steps(Job(model, joint, job.source, job.data_plates))
+        if _holds(result):
+            return result
     from ppl_vi.fitting import fit  # the result of a fit asks this
 
     settings = {"progress": False, "data_plate": min(job.data_plates, default=None), **options}
@@ -200,6 +205,14 @@ def _without_steps(job: Job) -> FitResult:
         fitted=fitted,
         execution=Execution("eager", "no steps were taken"),
     )
+
+
+def _holds(result: FitResult) -> bool:
+    """Whether the guide's conditional is near the posterior: far out it may not be."""
+    with result.fitted.applied(), forked_rng(seed=0):
+        weighing = Weighing(result.job.weighted_pairs, result.job.data_plates)
+        (mean, *_) = weighing.means(_DRAWS_TO_TRY).whole
+    return mean.effective.min().item() >= _FEWEST
 
 
 def _family(job: Job, structure: Structure, values: Values) -> Any:

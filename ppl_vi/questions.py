@@ -146,9 +146,10 @@ class Questions(ABC):
 
         Where the guide is jointly Gaussian before the transforms to the supports, and the sites depend
         on each other in it, that is its conditional, in closed form and without a step: exact for the
-        guide, and as good as the guide is there. A guide that draws them independently (mean field)
-        can't tell, and neither can one of another family: the model is then fitted once more with the
-        values observed, by a guide of the same family (one of your own writing is replaced by
+        guide, and kept if 200 of its draws have 20 effective ones under the model. A guide that draws
+        them independently (mean field) can't tell, and neither can one of another family, or one whose
+        conditional does not hold so far out: the model is then fitted once more with the values
+        observed, by a guide of the same family (one of your own writing is replaced by
         ``"multivariate_normal"``, or ``"normal"`` for more than 200 numbers). ``stop_reason`` says
         which of the two it was, and ``elbo`` beside ``log_evidence()`` how far it is from exact.
         Parameters of the model are held at their fitted values.

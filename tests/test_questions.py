@@ -310,6 +310,40 @@ def test_the_conditional_of_a_joint_gaussian_is_in_closed_form():
     torch.testing.assert_close(given.mode()["slopes"], marginal.mean["slopes"], atol=1e-6, rtol=0)
 
 
+def test_a_conditional_that_does_not_hold_far_out_is_fitted(monkeypatch):
+    """A guide that is exact near the data, and wrong by far at ten standard deviations."""
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a + 0.3 * a**3, 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a + b, 0.5), obs=x)
+
+    def guide(x):
+        u = pyro.sample(
+            "u",
+            dist.MultivariateNormal(torch.zeros(2), torch.tensor([[0.01, 0.01], [0.01, 0.02]])),
+            infer={"is_auxiliary": True},
+        )
+        pyro.sample("a", dist.Delta(u[..., 0]))
+        pyro.sample("b", dist.Delta(u[..., 1]))
+
+    asked = []
+
+    def fitted(model, guide, *args, **options):
+        asked.append(guide)
+        raise StopIteration
+
+    monkeypatch.setattr("ppl_vi.fitting.fit", fitted)
+    result = fixed(model, guide, torch.zeros(5))
+    near = result.conditional({"a": 0.05})
+    assert near.stop_reason is StopReason.CLOSED_FORM and not asked
+    assert near.marginal("b").mean["b"].item() == pytest.approx(0.05)
+    with pytest.raises(StopIteration):
+        result.conditional({"a": 2.0})
+    assert asked == ["multivariate_normal"]
+
+
 def test_other_guides_are_fitted_again():
     """Coordinate ascent is exact on one Gaussian block, and mean field cannot condition itself."""
     swept = fit(regression, "cavi", (DESIGN, TARGET), progress=False, compile=False)

@@ -64,8 +64,10 @@ def locate(
         try:
             structure = structure_of(pair)
             with threads_for(structure, pair):
-                if not fit_normals(pair, guide):
+                # Locations first: far from the data the best width is none, and nothing moves.
+                if not _search(pair, list(guide.locs.parameters())):
                     return None
+                _search(pair, list(guide.parameters()))
             found = guide.median(*batch.args, **batch.kwargs)
         except (ValueError, RuntimeError, ArithmeticError):
             return None
@@ -79,23 +81,7 @@ def locate(
         return Whereabouts(values, torch.stack(logs).mean().exp().item())
 
 
-def fit_normals(pair: Pair, normals: AutoNormal, draws: int = _PARTICLES) -> bool:
-    """Maximise the ELBO over independent Normals, on fixed draws; whether that went well.
-
-    Args:
-        pair: of a guide that ``normals`` are a part of, or all.
-        normals: what moves.
-        draws: how many; from fewer the widths come out too small.
-    """
-    structure_of(pair)  # runs the guide, which makes its parameters when first called
-    # Locations first: far from the data the best width is none, and nothing moves.
-    if not _search(pair, list(normals.locs.parameters()), draws):
-        return False
-    _search(pair, list(normals.parameters()), draws)
-    return True
-
-
-def _search(pair: Pair, parameters: list[Tensor], draws: int) -> bool:
+def _search(pair: Pair, parameters: list[Tensor], draws: int = _PARTICLES) -> bool:
     """Maximise the ELBO on fixed draws over the guide's parameters; whether that went well."""
     objective = ReparameterizedELBO(num_particles=draws)
 
@@ -121,3 +107,16 @@ def _search(pair: Pair, parameters: list[Tensor], draws: int) -> bool:
     )
     vector_to_parameters(torch.as_tensor(found.x).to(start), parameters)
     return bool(found.fun < _WORST)
+
+
+def fit_normals(pair: Pair, normals: AutoNormal, draws: int) -> None:
+    """Maximise the ELBO over independent Normals on fixed draws, their locations first.
+
+    Args:
+        pair: its guide has ``normals`` as a part.
+        normals: what moves.
+        draws: how many; from few the widths come out too small.
+    """
+    structure_of(pair)  # runs the guide, which makes its parameters when first called
+    _search(pair, list(normals.locs.parameters()), draws)
+    _search(pair, list(normals.parameters()), draws)

@@ -14,7 +14,7 @@ from ppl_vi.conditioning import condition
 from ppl_vi.evidence import LogEvidence, log_evidence
 from ppl_vi.job import Job
 from ppl_vi.marginals import Marginal, find_marginal
-from ppl_vi.modes import find_mode
+from ppl_vi.maximizing import find_mode
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import structure_of
 from ppl_vi.sweeping import is_swept

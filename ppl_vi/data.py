@@ -141,6 +141,8 @@ def data_source(data: Any, batch_size: int | None = None, device: Device = None)
         >>> source.head(3).rows
         tensor([0, 1, 2])
     """
+    if isinstance(data, DataSource):  # of a fit before
+        return data
     if batch_size is not None:
         batch_size = _positive_integer(batch_size)
     if isinstance(data, DataLoader):

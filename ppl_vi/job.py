@@ -62,6 +62,15 @@ class Job:
             share = (batch.size or 1) / (self.source.num_rows or 1)
             yield self.pair(batch), share, self.handler(batch)
 
+    def row_plates(self, structure: Structure) -> frozenset[str]:
+        """The plates over the rows of the data: those of batches, else of observed sites, N long."""
+        return self.data_plates or frozenset(
+            plate
+            for site in structure.of_kind("observed")
+            for plate in structure.sites[site].plates
+            if structure.plates[plate].size == self.source.num_rows
+        )
+
     def check(self) -> Structure:
         """Inspect the pair on the shapes that batches have; this also creates all parameters.
 

@@ -125,9 +125,9 @@ def _whitening(density: LogJoint, guide: AutoNormal, known: bool) -> tuple[White
     return whitening, found.elbo
 
 
-def _search(pair: Pair, parameters: list[Tensor]) -> float:
+def _search(pair: Pair, parameters: list[Tensor], draws: int = _PARTICLES) -> float:
     """Maximise the ELBO on fixed draws over the guide's parameters; the highest."""
-    objective = ReparameterizedELBO(num_particles=_PARTICLES)
+    objective = ReparameterizedELBO(num_particles=draws)
 
     def loss_and_gradient(position: np.ndarray) -> tuple[float, np.ndarray]:
         vector_to_parameters(torch.as_tensor(position).to(start), parameters)
@@ -151,3 +151,16 @@ def _search(pair: Pair, parameters: list[Tensor]) -> float:
     )
     vector_to_parameters(torch.as_tensor(found.x).to(start), parameters)
     return -float(found.fun)
+
+
+def fit_normals(pair: Pair, normals: AutoNormal, draws: int) -> None:
+    """Maximise the ELBO over independent Normals on fixed draws, their locations first.
+
+    Args:
+        pair: its guide has ``normals`` as a part.
+        normals: what moves.
+        draws: how many; from few the widths come out too small.
+    """
+    structure_of(pair)  # runs the guide, which makes its parameters when first called
+    _search(pair, list(normals.locs.parameters()), draws)
+    _search(pair, list(normals.parameters()), draws)

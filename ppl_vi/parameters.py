@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,12 @@ class FittedParameters:
         scope = pyro.get_param_store().get_state()
         live = (*scope["params"].values(), *_buffers(programs))
         return cls(scope, live, tuple(tensor.detach().clone() for tensor in live))
+
+    def including(self, tensors: Iterable[Tensor]) -> FittedParameters:
+        """With more tensors, as they are now."""
+        more = tuple(tensors)
+        copies = tuple(tensor.detach().clone() for tensor in more)
+        return FittedParameters(self.scope, (*self.live, *more), (*self.values, *copies))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ from ppl_vi.program import (
     predictive_draws,
     squeezed,
 )
+from ppl_vi.questions import Questions
 from ppl_vi.running import in_words
 from ppl_vi.states import States
 from ppl_vi.stopping import StopReason
@@ -42,7 +43,7 @@ _ELEMENTS_AT_ONCE = 5_000_000
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult:
+class FitResult(Questions):
     """A fitted posterior.
 
     Attributes:
@@ -229,22 +230,18 @@ class FitResult:
 
     def _presented(self, posterior: _Posterior) -> Draws:
         """Draws as a person wants them: no auxiliary sites, no singletons, components in order."""
-        structure, pair, draws = posterior
-        fixed = deterministic_values(structure, pair, draws, posterior.num_draws)
-        draws = {**draws, **fixed}
-        wanted = structure.of_kind("latent", "marginalized", "deterministic")
-        plain = {name: squeezed(structure, name, draws[name]) for name in wanted}
+        plain = _plain(posterior)
         relabel = getattr(self.job.model, "relabel", None)
         return plain if relabel is None else relabel(plain)
 
+    def _draws_of(self, sites: Sequence[str], num_samples: int) -> Draws:
+        with self._posterior(num_samples) as posterior:
+            plain = _plain(posterior)
+        return {name: plain[name] for name in sites}
+
     def _of_rows(self, structure: Structure, name: str) -> bool:
         """Whether the draws belong to rows of the training data (or are these rows' numbers)."""
-        rows = self.job.data_plates or {
-            plate
-            for site in structure.of_kind("observed")
-            for plate in structure.sites[site].plates
-            if structure.plates[plate].size == self.job.source.num_rows
-        }
+        rows = self.job.row_plates(structure)
         return name not in structure.sites or not rows.isdisjoint(structure.sites[name].plates)
 
 
@@ -266,6 +263,14 @@ def _new_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments as a fit would read them, arrays and tables made tensors."""
     return as_arguments(args, "predict", None)[0], as_arguments(kwargs, "predict", None)[1]
+
+
+def _plain(posterior: _Posterior) -> Draws:
+    """Draws of all sites of the model, components as the guide numbers them."""
+    structure, pair, draws = posterior
+    draws = {**draws, **deterministic_values(structure, pair, draws, posterior.num_draws)}
+    wanted = structure.of_kind("latent", "marginalized", "deterministic")
+    return {name: squeezed(structure, name, draws[name]) for name in wanted}
 
 
 def _joined(structure: Structure, chunks: Sequence[Draws]) -> Draws:

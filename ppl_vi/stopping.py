@@ -10,6 +10,7 @@ class StopReason(Enum):
 
     STEPS = "all the steps asked for were taken"
     CONVERGED = "the ELBO rises no more"
+    CLOSED_FORM = "the posterior was found in closed form from a fitted one"
     CALLBACK = "a callback asked to stop"
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -15,6 +16,7 @@ from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
+from ppl_vi.program import enumerable_sites, hide
 from ppl_vi.repeating import Repeated
 from ppl_vi.stopping import StopReason
 from ppl_vi.streaming import Stream
@@ -89,6 +91,9 @@ class SweptGuide(Protocol):
         It is asked for every batch once, after ``settle``.
         """
 
+    def factors(self) -> dict[str, Any]:
+        """The marginals of single sites that it knows, as Pyro distributions."""
+
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the fit that the ELBO does not say, a line each."""
 
@@ -112,6 +117,21 @@ class Swept(NamedTuple):
 def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
     """Whether a guide is fitted by sweeps."""
     return isinstance(guide, SweptGuide)
+
+
+def marginalized(job: Job) -> Job:
+    """The job with a guide that leaves finite discrete latents to be summed out exactly.
+
+    Of guides that are fitted by sweeps only, which never draw another latent given these. To be called
+    inside the fitted parameters.
+    """
+    guide = job.guide
+    if not is_swept(guide):
+        return job
+    batch = next(job.source.sequence())
+    with job.handler(batch):
+        names = enumerable_sites(job.model, batch.args, batch.kwargs)
+    return replace(job, guide=hide(job.guide, names)) if names else job
 
 
 def check_settings(objective: Any, optimizer: Any) -> None:

@@ -29,10 +29,12 @@ from ppl_vi.program.layout import (
     is_improper,
     joint_support,
     plate_frames,
+    unmasked,
 )
 from ppl_vi.program.messengers import (
     DataPlate,
     Draw,
+    HoldParameters,
     KeepFrozen,
     StartingValues,
     counted,
@@ -48,6 +50,7 @@ from ppl_vi.program.posterior import (
     pointwise_log_likelihood,
     predictive_draws,
     squeezed,
+    squeezed_shape,
 )
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
@@ -62,6 +65,7 @@ __all__ = [
     "Draw",
     "Factor",
     "FactorKey",
+    "HoldParameters",
     "KeepFrozen",
     "Latent",
     "LatentSite",
@@ -107,8 +111,10 @@ __all__ = [
     "run_guide",
     "run_model",
     "squeezed",
+    "squeezed_shape",
     "summed_out",
     "unheard",
+    "unmasked",
     "valued",
     "weighted_sum",
     "with_closed_forms",

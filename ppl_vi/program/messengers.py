@@ -195,6 +195,14 @@ class StartingValues(Messenger):
             msg["args"] = (name, self.values[name].detach().clone(), *msg["args"][2:])
 
 
+class HoldParameters(StartingValues):
+    """Hold learned parameters of the model (``pyro.param``) at given values, by name."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = msg["value"].detach()
+
+
 class KeepFrozen(Messenger):
     """Keep module parameters frozen that were frozen: Pyro's param store turns their gradient on."""
 

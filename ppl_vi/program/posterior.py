@@ -34,6 +34,13 @@ def squeezed(structure: Structure, name: str, draws: Tensor) -> Tensor:
     return select_dims(draws, [-draws.dim() + site.event_dim, *dims], site.event_dim, name)
 
 
+def squeezed_shape(structure: Structure, name: str) -> torch.Size:
+    """``[*plates, *event]`` of a site, without the dimensions in between."""
+    site = structure.sites[name]
+    event = site.shape[len(site.shape) - site.event_dim :]
+    return torch.Size([structure.plates[plate].size for plate in site.plates]) + event
+
+
 def draw_latents(structure: Structure, pair: Pair, num_draws: int) -> Draws:
     """Draw all latents: from the guide, and those it leaves out from their exact conditional."""
     with torch.no_grad(), pyro.validation_enabled(False):

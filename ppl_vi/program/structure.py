@@ -105,6 +105,10 @@ class Structure:
         """Names of the discrete sites that are summed out."""
         return self.of_kind("marginalized")
 
+    def single(self, values: Mapping[str, Tensor], draw: int = 0) -> dict[str, Tensor]:
+        """One draw of each site among a run's values, with the rows of subsampled plates."""
+        return {name: v[draw] if name in self.sites else v for name, v in values.items()}
+
     def row_numbers(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those among a run's values that no site draws: the rows of subsampled plates, by plate."""
         return {name: value for name, value in values.items() if name not in self.sites}

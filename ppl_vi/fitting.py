@@ -18,13 +18,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.data import Batch, DataSource, data_source
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job, data_plates_of
-from ppl_vi.objectives import ELBO
+from ppl_vi.objectives import ELBO, Objective
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.preparation import structure_of
@@ -66,6 +67,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     on_nan: OnNan = "raise",
+    kl_schedule: KLSchedule | None = None,
     device: torch.device | str | None = None,
 ) -> FitResult:
     """Fit a guide to the posterior of a Pyro model, by stochastic gradients of a bound.
@@ -101,6 +103,9 @@ def fit(
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
         on_nan: ``"raise"``, or ``"skip"`` steps whose loss or gradient is not finite.
+        kl_schedule: weights on the KL terms of latents in the gradient: a number of 0 or more, a
+            function from the step (0, 1, ...) to one, or a dict of these by site. It counts log p and
+            log q of a latent alike; losses, ``bound`` and ``elbo`` are those of weight 1.
         device: where the data are put.
 
     Returns:
@@ -138,6 +143,7 @@ def fit(
         on_nan,
         compile,
         restarts,
+        kl_schedule,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
         best = first = _fit_once(settings, 0, bar)
@@ -197,6 +203,7 @@ class _Settings:
     on_nan: OnNan
     compile: Wish
     restarts: int
+    kl_schedule: KLSchedule | None
 
 
 def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
@@ -255,7 +262,8 @@ def _moved(
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
-    runner = _runner(settings, objective, model, job, bar)
+    weighted = annealed(objective, settings.kl_schedule, job, settings.steps)
+    runner = _runner(settings, weighted, model, job, bar)
     losses, reason = train(runner, settings.steps, settings.callbacks, bar)
     runner.finish()
     return _Moved(losses, reason, estimators, runner.execution)
@@ -274,6 +282,7 @@ def _runner(
         make_stepper(settings.optimizer, parameters, settings.steps),
         settings.on_nan,
         lambda batch: _blame(job, batch),
+        objective.scheduled if isinstance(objective, Objective) else None,
     )
 
     def tell(line: str) -> None:
@@ -294,7 +303,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         if is_swept(guide):
-            check_settings(settings.objective, settings.optimizer)
+            check_settings(settings.objective, settings.optimizer, settings.kl_schedule)
             batch = look_at(source, plates, ROWS_TO_START)
             guide.begin(batch.args, batch.kwargs, values, plates, elsewhere=restart > 0)
         job = Job(model, guide, source, plates)

@@ -7,7 +7,13 @@ from ppl_vi.program.closed_forms import (
     independent_of_draws,
     with_closed_forms,
 )
-from ppl_vi.program.dependencies import Dependencies, FactorKey, find_dependencies, key
+from ppl_vi.program.dependencies import (
+    Dependencies,
+    FactorKey,
+    drawn_together,
+    find_dependencies,
+    key,
+)
 from ppl_vi.program.expectation import only_expectation, valued
 from ppl_vi.program.expected import (
     Latents,
@@ -78,6 +84,7 @@ __all__ = [
     "deterministic_values",
     "draw_latents",
     "draw_plainly",
+    "drawn_together",
     "enumerable_sites",
     "enumerated",
     "expanded_parameter",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeGuard
 
 import pyro
 import torch
@@ -12,9 +12,11 @@ from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, 
 from torch import Tensor
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.errors import GuideError
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
-from ppl_vi.program import enumerable_sites, hide, plate_dims
+from ppl_vi.partial import is_partial
+from ppl_vi.program import enumerable_sites, hide, look_at_latents, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder, swept_builder
 
@@ -39,25 +41,38 @@ def resolve_guide(
     data_plates: frozenset[str],
     values: Mapping[str, Tensor],
     restart: int,
+    elsewhere: tuple[str, ...] = (),
 ) -> Program:
     """The guide that ``fit(guide=...)`` stands for.
 
     Names and autoguide classes are built here: they start at ``values``, else near the posterior as
     found from the prior's typical values (in later restarts from draws of the prior), leave discrete
-    latents to be summed out, and index the rows of minibatches. Any other callable is a guide already.
+    latents to be summed out, and index the rows of minibatches. A guide that draws some latents alone
+    is completed by one of the others. Any other callable is a guide already. Sites that are drawn
+    ``elsewhere`` are left out.
 
     Raises:
         ValueError: no guide has that name.
         TypeError: ``guide`` is neither a name, a class nor a callable.
     """
+    if is_partial(guide):
+        elsewhere = (*elsewhere, *guide.drawn)
+        rest = None
+        if not is_named(guide.rest) or _other_latents(model, source, data_plates, elsewhere):
+            others = (guide.rest, model, source, data_plates, values, restart, elsewhere)
+            rest = resolve_guide(*others)
+        return guide.completed(model, rest)
     build_swept = swept_builder(guide) if isinstance(guide, str) else None
     if build_swept is not None:
+        if elsewhere:
+            raise GuideError(
+                f"guide '{guide}' sets all latents by exact updates and cannot be the rest of another "
+                f"guide. Use rest='normal'."
+            )
         return build_swept(model)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
-    if not isinstance(guide, str) and not (
-        isinstance(guide, type) and issubclass(guide, AutoGuide)
-    ):
+    if not is_named(guide):
         if not callable(guide):
             raise TypeError(
                 f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
@@ -76,7 +91,21 @@ def resolve_guide(
             near = init_to_value(values=found.values, fallback=typical)
             start = GuideStart(near, create_plates, found.scale)
     build = guide_builder(guide) if isinstance(guide, str) else autoguide_builder(guide)
-    return build(visible, start)
+    return build(hide(visible, elsewhere) if elsewhere else visible, start)
+
+
+def is_named(guide: Any) -> TypeGuard[str | type[AutoGuide]]:
+    """Whether a guide has to be built from a name or a class."""
+    return isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
+
+
+def _other_latents(
+    model: Program, source: DataSource, data_plates: frozenset[str], elsewhere: Collection[str]
+) -> list[str]:
+    """The latents that are neither drawn elsewhere nor summed out."""
+    batch = look_at(source, data_plates)
+    sites = look_at_latents(model, batch.args, batch.kwargs).sites
+    return [site.name for site in sites if not site.enumerable and site.name not in elsewhere]
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

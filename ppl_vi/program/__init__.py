@@ -34,6 +34,12 @@ from ppl_vi.program.layout import (
     joint_support,
     plate_frames,
 )
+from ppl_vi.program.locals import (
+    distribution_of,
+    log_joint_of,
+    look_at_latents,
+    run_inside,
+)
 from ppl_vi.program.messengers import (
     DataPlate,
     Draw,
@@ -82,6 +88,7 @@ __all__ = [
     "completed",
     "counted",
     "deterministic_values",
+    "distribution_of",
     "draw_latents",
     "draw_plainly",
     "drawn_together",
@@ -100,6 +107,8 @@ __all__ = [
     "joint_support",
     "key",
     "latents_of",
+    "log_joint_of",
+    "look_at_latents",
     "observed_values",
     "only_expectation",
     "plate_dims",
@@ -108,6 +117,7 @@ __all__ = [
     "predictive_draws",
     "run",
     "run_guide",
+    "run_inside",
     "run_model",
     "squeezed",
     "summed_out",

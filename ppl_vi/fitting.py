@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.data import Batch, DataSource, data_source
+from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
@@ -28,6 +29,7 @@ from ppl_vi.job import Job, data_plates_of
 from ppl_vi.objectives import ELBO, Objective
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
+from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
@@ -53,7 +55,7 @@ Program = Callable[..., Any]
 
 def fit(
     model: Program,
-    guide: str | type[AutoGuide] | Program = "normal",
+    guide: str | type[AutoGuide] | Program | PartialGuide = "normal",
     data: Any = None,
     *,
     objective: pyro.infer.ELBO | None = None,
@@ -81,7 +83,8 @@ def fit(
             If it has ``initial_values``, called like the model, guides start at the dict of values by
             site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
-            or an autoguide (instance or class); ``"cavi"`` for exact updates of a conjugate model.
+            or an autoguide (instance or class); ``"cavi"`` for exact updates of a conjugate model; an
+            ``EncoderGuide`` to amortize a latent of rows.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
             Floating-point arrays take torch's default dtype, tensors keep theirs.
@@ -193,7 +196,7 @@ class _Settings:
     """What every restart of a fit has in common."""
 
     model: Program
-    guide: str | type[AutoGuide] | Program
+    guide: str | type[AutoGuide] | Program | PartialGuide
     source: DataSource
     data_plate: str | None
     objective: pyro.infer.ELBO
@@ -237,7 +240,7 @@ def _trained(
         stop_reason=moved.reason,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
-        remarks=job.guide.remarks() if is_swept(job.guide) else (),
+        remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
     )
 
 

@@ -15,7 +15,7 @@ from ppl_vi.data import Batch, DataSource
 from ppl_vi.errors import GuideError
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
-from ppl_vi.partial import is_partial
+from ppl_vi.partial import PartialGuide, is_partial
 from ppl_vi.program import enumerable_sites, hide, look_at_latents, plate_dims
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import GuideStart, autoguide_builder, guide_builder, swept_builder
@@ -35,7 +35,7 @@ def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
 
 
 def resolve_guide(
-    guide: str | type[AutoGuide] | Program,
+    guide: str | type[AutoGuide] | Program | PartialGuide,
     model: Program,
     source: DataSource,
     data_plates: frozenset[str],

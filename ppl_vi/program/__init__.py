@@ -3,6 +3,7 @@
 from ppl_vi.program.batches import Arguments, enumerable_sites, find_data_plates, plate_dims
 from ppl_vi.program.closed_forms import (
     ClosedForm,
+    divergence,
     find_closed_forms,
     independent_of_draws,
     with_closed_forms,
@@ -89,6 +90,7 @@ __all__ = [
     "counted",
     "deterministic_values",
     "distribution_of",
+    "divergence",
     "draw_latents",
     "draw_plainly",
     "drawn_together",

@@ -58,7 +58,8 @@ def resolve_guide(
     if is_partial(guide):
         elsewhere = (*elsewhere, *guide.drawn)
         rest = None
-        if not is_named(guide.rest) or _other_latents(model, source, data_plates, elsewhere):
+        named = is_named(guide.rest)
+        if not named or _other_latents(model, source, data_plates, elsewhere):
             others = (guide.rest, model, source, data_plates, values, restart, elsewhere)
             rest = resolve_guide(*others)
         return guide.completed(model, rest)

@@ -16,6 +16,7 @@ from ppl_vi.diagnostics.image_pictures import (
     reconstructions,
 )
 from ppl_vi.diagnostics.pictures import elbo_curve
+from ppl_vi.estimate import Estimate
 from ppl_vi.fitting import fit
 from ppl_vi.guides import EncoderGuide
 from ppl_vi.models import VAE
@@ -64,12 +65,11 @@ def run_vae_demo(data: Path | None, folder: Path, steps: int, seed: int, progres
     table = wide.kl_report(test).to_string(float_format="{:.3f}".format)
     print(f"\nheld-out images, 16 latent dimensions, nats per image\n{table}\n")
     (folder / "summary.txt").write_text(f"{table}\n")
-    elbo_curve(wide.losses / len(train), wide.elbo / len(train)).savefig(
-        folder / "elbo.png", dpi=_DPI
-    )
+    elbo = Estimate(wide.elbo / len(train), wide.elbo.standard_error / len(train))
+    elbo_curve(wide.losses / len(train), elbo).savefig(folder / "elbo.png", dpi=_DPI)
     with torch.no_grad(), forked_rng(seed=seed):
         _draw(wide, flat, test, folder)
-    print(f"ELBO {wide.elbo / len(train):.2f} nats per image in {wide.seconds:.0f} s.")
+    print(f"ELBO {elbo} nats per image in {wide.seconds:.0f} s.")
     for name, what in _FILES.items():
         print(f"  {folder / name}  {what}")
 

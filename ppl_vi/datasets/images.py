@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zipfile
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_images(path: Path | str) -> Tensor:
         if content[:2] == _GZIP:
             content = gzip.decompress(content)
         known = content[:2] == _ZIP or content[:6] == b"\x93NUMPY"
-        images = _of_numpy(path) if known else _of_idx(content)
+        images = _of_numpy(content) if known else _of_idx(content)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise DataError(
@@ -58,8 +59,8 @@ def read_images(path: Path | str) -> Tensor:
     return torch.as_tensor(scaled, dtype=torch.get_default_dtype())
 
 
-def _of_numpy(path: Path) -> np.ndarray:
-    found = np.load(path, allow_pickle=False)
+def _of_numpy(content: bytes) -> np.ndarray:
+    found = np.load(io.BytesIO(content), allow_pickle=False)
     arrays = [found] if isinstance(found, np.ndarray) else [found[name] for name in found.files]
     images = [a for a in arrays if a.ndim == 3 and a.dtype.kind in "uifb"]
     if not images:

@@ -44,7 +44,8 @@ class EncoderGuide:
         network: any module or function.
         latent: the site it serves.
         rest: the guide of all other latents: whatever ``fit(guide=...)`` takes, another
-            ``EncoderGuide`` too. A name or a class is not used where there are none.
+            ``EncoderGuide`` too; ``None`` for none. A name or a class is not used where there are no
+            others.
         refinement: steps for each datum from the network's output; ``None`` for none.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import pyro.distributions as dist
@@ -84,42 +85,45 @@ class GaussianFactor:
                 f"site '{self.site.name}': a refinement needs standard deviations, and the network "
                 f"gives Cholesky factors. Leave refinement out, or let the network be diagonal."
             )
-        shapes = {site.name: site.value.shape for site in known.sites}
-        drawn = {n: v for n, v in others.items() if n in shapes and n != self.site.name}
-        rows = {name: value for name, value in others.items() if name not in shapes}
-        by_particle = {name: v.reshape(-1, *shapes[name]) for name, v in drawn.items()}
+        sites = {site.name: site for site in known.sites if site.name != self.site.name}
+        drawn = {name: value.detach() for name, value in others.items() if name in sites}
+        rows = {name: value for name, value in others.items() if name not in sites}
+        by_particle = {n: v.reshape(-1, *sites[n].value.shape) for n, v in drawn.items()}
         count = max(map(len, by_particle.values()), default=1)
-        refined = []
-        for k in range(count):
-            given = {name: v[min(k, len(v) - 1)].detach() for name, v in by_particle.items()}
-            log_density = self._log_density(log_joint, {**rows, **given})
-            refined.append(refinement(log_density, self.loc, self.scale, len(self.event)))
-        locs, scales = zip(*refined, strict=True)
-        if count == 1:
-            self.loc, self.scale = locs[0], scales[0]
-            return
-        # Particles stand left of all plates.
-        events = {site.name: site.event_dim for site in known.sites}
-        depth = max(v.dim() - events[name] for name, v in drawn.items())
-        between = (1,) * (depth - 1 - len(self.batch))
-        shape = (count, *between, *self.batch, *self.event)
-        self.loc, self.scale = (torch.stack(each).reshape(shape) for each in (locs, scales))
-
-    def _log_density(
-        self, log_joint: Callable[[Mapping[str, Tensor]], Tensor], given: Mapping[str, Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        """The log joint density in unconstrained space, each row counted once."""
-        times = 1.0
-        for plate in self.site.plates:
-            times *= plate.full_size / plate.size
+        given = {n: v.expand(count, *v.shape[1:]) for n, v in by_particle.items()}
 
         def log_density(free: Tensor) -> Tensor:
-            value = self.transform(free)
-            volume = self.transform.log_abs_det_jacobian(free, value).sum()
-            density: Tensor = log_joint({**given, self.site.name: value}) / times + volume
-            return density
+            def one(own: Mapping[str, Tensor], value: Tensor) -> Tensor:
+                return self._log_density(log_joint, {**rows, **own}, value)
 
-        return log_density
+            if not given:
+                return one({}, free)
+            every: Tensor = torch.vmap(one, randomness="same")(given, free)
+            return every.sum()
+
+        if not given:
+            self.loc, self.scale = refinement(log_density, self.loc, self.scale, len(self.event))
+            return
+        shape = self.loc.shape
+        start = self.loc.expand(count, *shape), self.scale.expand(count, *shape)
+        refined = refinement(log_density, *start, len(self.event))
+        if count > 1:  # particles stand left of all plates
+            depth = max(v.dim() - sites[name].event_dim for name, v in drawn.items())
+            shape = torch.Size([count, *(1,) * (depth - 1 - len(self.batch)), *shape])
+        self.loc, self.scale = (each.reshape(shape) for each in refined)
+
+    def _log_density(
+        self,
+        log_joint: Callable[[Mapping[str, Tensor]], Tensor],
+        given: Mapping[str, Tensor],
+        free: Tensor,
+    ) -> Tensor:
+        """The log joint density in unconstrained space, each row counted once."""
+        times = prod(plate.full_size / plate.size for plate in self.site.plates)
+        value = self.transform(free)
+        volume = self.transform.log_abs_det_jacobian(free, value).sum()
+        density: Tensor = log_joint({**given, self.site.name: value}) / times + volume
+        return density
 
     @property
     def distribution(self) -> Any:

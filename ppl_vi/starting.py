@@ -57,10 +57,11 @@ def resolve_guide(
     """
     if is_partial(guide):
         elsewhere = (*elsewhere, *guide.drawn)
-        rest = None
-        named = is_named(guide.rest)
-        if not named or _other_latents(model, source, data_plates, elsewhere):
-            others = (guide.rest, model, source, data_plates, values, restart, elsewhere)
+        rest = guide.rest
+        if is_named(rest) and not _other_latents(model, source, data_plates, elsewhere):
+            rest = None
+        if rest is not None:
+            others = (rest, model, source, data_plates, values, restart, elsewhere)
             rest = resolve_guide(*others)
         return guide.completed(model, rest)
     build_swept = swept_builder(guide) if isinstance(guide, str) else None

@@ -192,7 +192,7 @@ def test_sites_that_are_summed_out():
             z = pyro.sample("z", dist.Normal(center[..., 0] + label, 1.0))
             pyro.sample("x", dist.Normal(z + label, 1.0), obs=x)
 
-    with pytest.raises(GuideError, match="'label' .* summed out"):
+    with pytest.raises(GuideError, match=r"'label' .* summed out"):
         fit(mixture, "normal", X, steps=5, progress=False, kl_schedule={"label": 0.5})
-    with pytest.raises(GuideError, match="site 'z' .* joins its log p to that of site 'x'"):
+    with pytest.raises(GuideError, match=r"site 'z' .* joins its log p to that of site 'x'"):
         fit(mixture, "normal", X, steps=5, progress=False, kl_schedule={"z": 0.5})

@@ -242,7 +242,7 @@ def test_bad_guides():
     def attempt(guide, model=None):
         return fit(model or local(of_batch), guide, rows(), steps=1, progress=False)
 
-    with pytest.raises(GuideError, match="no such latent.*'z'"):
+    with pytest.raises(GuideError, match=r"no such latent.*'z'"):
         attempt(EncoderGuide(network, latent="q", rest=None))
     with pytest.raises(GuideError, match="rest='normal'"):
         attempt(EncoderGuide(network, rest="cavi"), with_globals(of_batch))

@@ -78,7 +78,7 @@ def test_the_bound_and_its_gradient_are_numpyros(twins, likelihood, prior, analy
     pyro.set_rng_seed(5)
     loss = objective.differentiable_loss(model, guide, x)
     loss.backward()
-    named = {n: p for n, p in pyro.get_param_store().named_parameters()}
+    named = dict(pyro.get_param_store().named_parameters())
     start = {name: p.detach().numpy().copy() for name, p in named.items()}
     closed = ("entropy" if prior == "mixture" else True) if analytic else False
     theirs = twins.vae_bound(x.numpy(), noise, likelihood, prior, closed)

@@ -3,16 +3,19 @@
 from ppl_vi.guides.auxiliary import AuxiliaryGuide
 from ppl_vi.guides.cavi import CAVIGuide
 from ppl_vi.guides.delta import DeltaGuide, LaplaceGuide
+from ppl_vi.guides.encoder import EncoderGuide
 from ppl_vi.guides.flow import FlowGuide
 from ppl_vi.guides.gaussian import LowRankGuide, MultivariateNormalGuide, NormalGuide
 from ppl_vi.guides.gmm import GMMGuide
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.mixture import MixtureGuide
+from ppl_vi.guides.refinement import Refinement
 
 __all__ = [
     "AuxiliaryGuide",
     "CAVIGuide",
     "DeltaGuide",
+    "EncoderGuide",
     "FlowGuide",
     "GMMGuide",
     "JointGuide",
@@ -21,4 +24,5 @@ __all__ = [
     "MixtureGuide",
     "MultivariateNormalGuide",
     "NormalGuide",
+    "Refinement",
 ]

@@ -10,8 +10,10 @@ from ppl_vi.models.hmm import CategoricalHMM, GaussianHMM
 from ppl_vi.models.lda import LatentDirichletAllocation, word_pairs
 from ppl_vi.models.regression import BayesianLinearRegression
 from ppl_vi.models.sticks import stick_breaking
+from ppl_vi.models.vae import VAE
 
 __all__ = [
+    "VAE",
     "BayesianGMM",
     "BayesianLinearRegression",
     "BernoulliMixture",

@@ -43,7 +43,7 @@ def run_demo(folder: Path, components: int, steps: int, seed: int, progress: boo
         DataError: there are fewer distinct eruptions than components.
         OSError: the folder cannot be written; found out before the fit.
     """
-    _make_writable(folder)
+    make_writable(folder)
     _import_arviz()
     data = old_faithful()
     model = BayesianGMM(components, pi="dirichlet", sigma="full")
@@ -73,7 +73,7 @@ def run_demo(folder: Path, components: int, steps: int, seed: int, progress: boo
         print(f"  {folder / name}  {what}")
 
 
-def _make_writable(folder: Path) -> None:
+def make_writable(folder: Path) -> None:
     """Fail now rather than after the fit."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):

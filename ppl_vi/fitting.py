@@ -18,15 +18,18 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.data import Batch, DataSource, data_source
+from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job, data_plates_of
-from ppl_vi.objectives import ELBO
+from ppl_vi.objectives import ELBO, Objective
 from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
+from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget, structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
@@ -53,7 +56,7 @@ Program = Callable[..., Any]
 
 def fit(
     model: Program,
-    guide: str | type[AutoGuide] | Program = "normal",
+    guide: str | type[AutoGuide] | Program | PartialGuide = "normal",
     data: Any = None,
     *,
     objective: pyro.infer.ELBO | None = None,
@@ -67,6 +70,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     on_nan: OnNan = "raise",
+    kl_schedule: KLSchedule | None = None,
     device: torch.device | str | None = None,
 ) -> FitResult:
     """Fit a guide to the posterior of a Pyro model, by stochastic gradients of a bound.
@@ -81,7 +85,8 @@ def fit(
             site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
             or an autoguide (instance or class); ``"laplace"`` for the Gaussian of the curvature at
-            the mode; ``"cavi"`` for exact updates of a conjugate model.
+            the mode; ``"cavi"`` for exact updates of a conjugate model; an ``EncoderGuide`` to amortize
+            a latent of rows.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
             Floating-point arrays take torch's default dtype, tensors keep theirs.
@@ -103,6 +108,9 @@ def fit(
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
         on_nan: ``"raise"``, or ``"skip"`` steps whose loss or gradient is not finite.
+        kl_schedule: weights on the KL terms of latents in the gradient: a number of 0 or more, a
+            function from the step (0, 1, ...) to one, or a dict of these by site. It counts log p and
+            log q of a latent alike; losses, ``bound`` and ``elbo`` are those of weight 1.
         device: where the data are put.
 
     Returns:
@@ -140,6 +148,7 @@ def fit(
         on_nan,
         compile,
         restarts,
+        kl_schedule,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
         best = first = _fit_once(settings, 0, bar)
@@ -189,7 +198,7 @@ class _Settings:
     """What every restart of a fit has in common."""
 
     model: Program
-    guide: str | type[AutoGuide] | Program
+    guide: str | type[AutoGuide] | Program | PartialGuide
     source: DataSource
     data_plate: str | None
     objective: pyro.infer.ELBO
@@ -199,6 +208,7 @@ class _Settings:
     on_nan: OnNan
     compile: Wish
     restarts: int
+    kl_schedule: KLSchedule | None
 
 
 def _fit_once(settings: _Settings, restart: int, bar: tqdm[Any]) -> FitResult:
@@ -235,7 +245,7 @@ def _trained(
         stop_reason=moved.reason,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
-        remarks=job.guide.remarks() if is_swept(job.guide) else (),
+        remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
     )
 
 
@@ -260,7 +270,8 @@ def _moved(
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
-    runner = _runner(settings, objective, model, job, bar)
+    weighted = annealed(objective, settings.kl_schedule, job, settings.steps)
+    runner = _runner(settings, weighted, model, job, bar)
     losses, reason = train(runner, settings.steps, settings.callbacks, bar)
     runner.finish()
     return _Moved(losses, reason, estimators, runner.execution)
@@ -279,6 +290,7 @@ def _runner(
         make_stepper(settings.optimizer, parameters, settings.steps),
         settings.on_nan,
         lambda batch: _blame(job, batch),
+        objective.scheduled if isinstance(objective, Objective) else None,
     )
 
     def tell(line: str) -> None:
@@ -301,7 +313,7 @@ def _prepare(settings: _Settings, restart: int) -> tuple[Job, Structure]:
         if has_last_word(guide):
             guide.begin_fit()
         if is_swept(guide):
-            check_settings(settings.objective, settings.optimizer)
+            check_settings(settings.objective, settings.optimizer, settings.kl_schedule)
             batch = look_at(source, plates, ROWS_TO_START)
             wish, elsewhere = settings.compile, restart > 0
             guide.begin(batch.args, batch.kwargs, values, plates, elsewhere, wish)

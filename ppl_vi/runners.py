@@ -13,6 +13,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppl_vi.data import Batch
 from ppl_vi.optimization import Stepper
 from ppl_vi.parameters import trainable
+from ppl_vi.scheduling import Scheduled
 from ppl_vi.streaming import Stream
 
 OnNan = Literal["raise", "skip"]
@@ -49,6 +50,7 @@ class EagerRunner:
         stepper: moves the parameters.
         on_nan: ``"raise"`` an error on a loss or gradient that is not finite, or ``"skip"`` the step.
         blame: says which site is to blame on a batch whose loss is not finite.
+        scheduled: numbers of the loss that are others in each step.
 
     Attributes:
         done: steps taken, by whoever took them.
@@ -63,9 +65,10 @@ class EagerRunner:
         stepper: Stepper,
         on_nan: OnNan,
         blame: Callable[[Batch], str],
+        scheduled: Scheduled | None = None,
     ) -> None:
         self.loss_and_grads, self.stream, self.stepper = loss_and_grads, stream, stepper
-        self._on_nan, self._blame = on_nan, blame
+        self._on_nan, self._blame, self._scheduled = on_nan, blame, scheduled
         self._batch: Batch | None = None
         self.done = 0
 
@@ -88,6 +91,8 @@ class EagerRunner:
 
     def _take(self, batch: Batch) -> Taken:
         parameters = trainable()
+        if self._scheduled is not None:
+            self._scheduled.use(self.done)
         self.stepper.zero_grad(parameters)
         loss = _loss(self.loss_and_grads, batch)
         parameters = trainable()

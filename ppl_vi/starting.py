@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 import torch
@@ -14,11 +14,20 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
+from ppl_vi.errors import GuideError
 from ppl_vi.exploring import find_modes
 from ppl_vi.job import Job
 from ppl_vi.locating import locate
 from ppl_vi.modes import Mode
-from ppl_vi.program import enumerable_sites, feasible_value, hide, is_improper, plate_dims
+from ppl_vi.partial import PartialGuide, is_partial
+from ppl_vi.program import (
+    enumerable_sites,
+    feasible_value,
+    hide,
+    is_improper,
+    look_at_latents,
+    plate_dims,
+)
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
     GuideStart,
@@ -44,30 +53,46 @@ def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
 
 
 def resolve_guide(
-    guide: str | type[AutoGuide] | Program,
+    guide: str | type[AutoGuide] | Program | PartialGuide,
     model: Program,
     source: DataSource,
     data_plates: frozenset[str],
     values: Mapping[str, Tensor],
     restart: int,
+    elsewhere: tuple[str, ...] = (),
 ) -> Program:
     """The guide that ``fit(guide=...)`` stands for.
 
     Names and autoguide classes are built here: they start at ``values``, else near the posterior as
     found from the prior's typical values (in later restarts from draws of the prior), leave discrete
-    latents to be summed out, and index the rows of minibatches. Any other callable is a guide already.
+    latents to be summed out, and index the rows of minibatches. A guide that draws some latents alone
+    is completed by one of the others. Any other callable is a guide already. Sites that are drawn
+    ``elsewhere`` are left out.
 
     Raises:
         ValueError: no guide has that name.
         TypeError: ``guide`` is neither a name, a class nor a callable.
     """
+    if is_partial(guide):
+        elsewhere = (*elsewhere, *guide.drawn)
+        rest = guide.rest
+        if is_named(rest) and not _other_latents(model, source, data_plates, elsewhere):
+            rest = None
+        if rest is not None:
+            others = (rest, model, source, data_plates, values, restart, elsewhere)
+            rest = resolve_guide(*others)
+        return guide.completed(model, rest)
     build_swept = swept_builder(guide) if isinstance(guide, str) else None
     if build_swept is not None:
+        if elsewhere:
+            raise GuideError(
+                f"guide '{guide}' sets all latents by exact updates and cannot be the rest of another "
+                f"guide. Use rest='normal'."
+            )
         return build_swept(model)
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
-    family = isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
-    if not family and (not takes_start(guide) or guide.started):
+    if not is_named(guide) and not (takes_start(guide) and not guide.started):
         if not callable(guide):
             raise TypeError(
                 f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
@@ -91,10 +116,11 @@ def resolve_guide(
 
         several = None if values else search
         start = GuideStart(near, create_plates, found.scale, found.whitening, several)
+    program = hide(visible, elsewhere) if elsewhere else visible
     if isinstance(guide, str):
-        return guide_builder(guide)(visible, start)
+        return guide_builder(guide)(program, start)
     if isinstance(guide, type):
-        return autoguide_builder(guide)(visible, start)
+        return autoguide_builder(guide)(program, start)
     if takes_start(guide):
         guide.start_at(start)
     return guide
@@ -132,6 +158,20 @@ def _toward(part: float) -> Callable[[Any], Tensor]:
         return value
 
     return initial
+
+
+def is_named(guide: Any) -> TypeGuard[str | type[AutoGuide]]:
+    """Whether a guide has to be built from a name or a class."""
+    return isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
+
+
+def _other_latents(
+    model: Program, source: DataSource, data_plates: frozenset[str], elsewhere: Collection[str]
+) -> list[str]:
+    """The latents that are neither drawn elsewhere nor summed out."""
+    batch = look_at(source, data_plates)
+    sites = look_at_latents(model, batch.args, batch.kwargs).sites
+    return [site.name for site in sites if not site.enumerable and site.name not in elsewhere]
 
 
 def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) -> Batch:

@@ -134,11 +134,12 @@ def marginalized(job: Job) -> Job:
     return replace(job, guide=hide(job.guide, names)) if names else job
 
 
-def check_settings(objective: Any, optimizer: Any) -> None:
+def check_settings(objective: Any, optimizer: Any, kl_schedule: Any) -> None:
     """Raise GuideError for settings of ``fit`` that mean nothing to exact updates."""
     reasons = {
         "objective": (type(objective) is not ELBO, "maximise the ELBO alone"),
         "optimizer": (optimizer is not None, "have no learning rate"),
+        "kl_schedule": (kl_schedule is not None, "have no weights on KL terms"),
     }
     for setting, (given, reason) in reasons.items():
         if given:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.nn import softmax, softplus
+from jax.nn import relu, softmax, softplus
 from numpyro import handlers
 from numpyro.distributions import constraints
 from scipy.special import betainc
@@ -201,3 +201,52 @@ def free(name: str, start: Mapping[str, Any], constraint: Any = constraints.real
 def positive(name: str, start: Mapping[str, Any]) -> Any:
     """A positive parameter of a guide."""
     return free(name, start, constraints.positive)
+
+
+def vae_bound(x: Any, noise: Any, likelihood: str, prior: str, closed: Any) -> Program:
+    """The ELBO of a VAE with one hidden layer on each side, a function of its weights by torch's names.
+
+    Args:
+        x: ``[N, pixels]``.
+        noise: ``[S, N, size]``.
+        likelihood: of the pixels.
+        prior: of the latent.
+        closed: whether the KL is in closed form; ``"entropy"`` for log q alone.
+    """
+
+    def layer(parameters: Any, name: str, value: Any) -> Any:
+        (weight,) = [v for n, v in parameters.items() if n.endswith(f"{name}.weight")]
+        (bias,) = [v for n, v in parameters.items() if n.endswith(f"{name}.bias")]
+        return value @ weight.T + bias
+
+    def prior_of(p: Any) -> Any:
+        if prior == "normal":
+            return dist.Normal(jnp.zeros(noise.shape[-1]), 1.0).to_event(1)
+        parts = dist.Normal(p["prior_loc"], jnp.exp(p["prior_scale"])).to_event(1)
+        if prior == "learned":
+            return parts
+        return dist.MixtureSameFamily(dist.Categorical(logits=p["prior_logits"]), parts)
+
+    def likelihood_of(p: Any, output: Any) -> Any:
+        if likelihood == "bernoulli":
+            return dist.Bernoulli(logits=output).to_event(1)
+        if likelihood == "categorical":
+            return dist.Categorical(logits=output.reshape(*output.shape[:-1], -1, 5)).to_event(1)
+        return dist.Normal(output, jnp.exp(p["noise"])).to_event(1)
+
+    def bound(p: Any) -> Any:
+        encoder = {n: v for n, v in p.items() if n.startswith("encoder")}
+        decoder = {n: v for n, v in p.items() if n.startswith("decoder")}
+        hidden = relu(layer(encoder, "body.1.0", x))
+        loc = layer(encoder, "loc", hidden)
+        scale = softplus(layer(encoder, "scale", hidden)) + 1e-6
+        z = loc + scale * noise
+        q = dist.Normal(loc, scale).to_event(1)
+        output = layer(decoder, "0.2", relu(layer(decoder, "0.0", z)))
+        log_p = likelihood_of(p, output).log_prob(x).sum(-1).mean()
+        if closed is True:
+            return log_p - dist.kl_divergence(q, prior_of(p)).sum()
+        entropy = q.entropy().sum() if closed else -q.log_prob(z).sum(-1).mean()
+        return log_p + prior_of(p).log_prob(z).sum(-1).mean() + entropy
+
+    return bound

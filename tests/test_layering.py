@@ -12,7 +12,7 @@ SOURCE = Path(os.environ.get("PPL_VI_SOURCE", Path(__file__).parents[1]))
 pytestmark = pytest.mark.skipif(
     not (SOURCE / "ppl_vi").is_dir(), reason="the source is not here, only the package"
 )
-TOP = {"ppl_vi/__init__.py", "ppl_vi/__main__.py", "ppl_vi/demo.py"}
+TOP = {"ppl_vi/__init__.py", "ppl_vi/__main__.py", "ppl_vi/demo.py", "ppl_vi/vae_demo.py"}
 
 
 def imports() -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_vi import ELBO, Progress, ScoreFunctionELBO, fit
+from ppl_vi.guides import EncoderGuide
 
 N, BATCH = 11, 4  # batches of 4, 4 and 3
 SIZES = torch.tensor([4, 4, 3], dtype=torch.float64)
@@ -143,14 +144,14 @@ def local_parameters(plate: Any) -> tuple[Any, Any]:
 
 
 class RowNoise(Messenger):
-    """Draws the local latent of an autoguide from the noise of its rows."""
+    """Draws the local latent of a guide from the noise of its rows."""
 
-    def __init__(self, noise: Tensor) -> None:
+    def __init__(self, noise: Tensor, name: str = "z_unconstrained") -> None:
         super().__init__()
-        self.noise = noise
+        self.noise, self.name = noise, name
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == "z_unconstrained":
+        if msg["name"] == self.name:
             q = msg["fn"].base_dist
             msg["value"], msg["done"] = q.loc + q.scale * self.noise, True
 
@@ -163,6 +164,25 @@ def autonormal(plate: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
         with RowNoise(noise):
             return auto(x, noise)
+
+    return model, guide
+
+
+def encoded(plate: Any) -> tuple[Any, Any]:
+    """The same autoencoder with an ``EncoderGuide``, which is handed the noise as data too."""
+    model, _ = autoencoder(plate)
+    encoder = nn.Linear(3, 4)
+
+    def network(x, noise):
+        pyro.module("encoder", encoder)
+        loc, log_scale = encoder(x).chunk(2, -1)
+        return loc, log_scale.exp()
+
+    inner = EncoderGuide(network).completed(model)
+
+    def guide(x, noise):
+        with RowNoise(noise, "z"):
+            return inner(x, noise)
 
     return model, guide
 
@@ -211,7 +231,7 @@ def assert_same(batched: Epoch, full: Epoch) -> None:
     torch.testing.assert_close(batched.elbo, full.elbo, **close)
 
 
-MAKERS = (normal_normal, mixture, autoencoder, local_parameters, autonormal)
+MAKERS = (normal_normal, mixture, autoencoder, encoded, local_parameters, autonormal)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ELBO", "Pyro's"])

@@ -89,7 +89,7 @@ class BlockRunner:
         self._builds, self._worth = builds, worth
         self._stream: Stream = eager.stream
         self._stepper = _of_torch(eager.stepper)
-        self._skips = not stops
+        self._skips, self._scheduled = not stops, graphs.objective.scheduled
         self._shapes: dict[int, _Shape] = {}
         usual = self._stream.usual()
         graph = graphs.of(self._stream.batch(usual))
@@ -176,9 +176,14 @@ class BlockRunner:
             tuple(held[i].detach().contiguous() for i in step.changed),
         )
         unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
-        still = [tensor for i, tensor in enumerate(held) if i not in step.changed]
-        rates = torch.zeros(BLOCK, len(flat.groups), dtype=torch.float64)
-        rates[: len(rows)] = torch.tensor(taken, dtype=torch.float64)
+        varying = {*step.changed, step.scheduled}
+        still = [tensor for i, tensor in enumerate(held) if i not in varying]
+        numbers = torch.tensor(taken, dtype=torch.float64)
+        if self._scheduled is not None:
+            own = self._scheduled.rows(self._eager.done, len(rows))
+            numbers = torch.cat([numbers, own], 1)
+        rates = numbers.new_zeros(BLOCK, numbers.shape[1])
+        rates[: len(rows)] = numbers
         index = torch.empty(BLOCK, len(rows[0]) if any(step.gathered) else 0, dtype=torch.int64)
         if any(step.gathered):
             torch.stack(list(rows), out=index[: len(rows)])
@@ -214,6 +219,8 @@ class BlockRunner:
         tables = tuple(table.contiguous() for table in tables)  # compiled code knows their strides
         first = len(captured.inputs)
         self._refuse_shared_memory(captured)
+        current = None if self._scheduled is None else self._scheduled.current
+        own = [number for number, tensor in enumerate(captured.held) if tensor is current]
         step = Step(
             captured.pure,
             tuple(used),
@@ -222,6 +229,7 @@ class BlockRunner:
             gathered,
             len(captured.held),
             tuple(number - first for number in captured.changed),
+            own[0] if own else None,
             self._skips,
         )
         return _Shape(graph, step, tables)

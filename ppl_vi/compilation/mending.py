@@ -68,7 +68,12 @@ def shared_tables() -> Iterator[None]:
         return from_table
 
     aten = torch.ops.aten
-    takes = (aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default)
+    takes = (
+        aten.index.Tensor,
+        aten.embedding.default,
+        aten.index_select.default,
+        aten.gather.default,
+    )
     with patch.dict(lowerings, {op: taking(lowerings[op]) for op in takes if op in lowerings}):
         yield
 

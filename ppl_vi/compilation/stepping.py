@@ -59,7 +59,8 @@ class Fixed(NamedTuple):
     Attributes:
         num_steps: how many steps to take, an int64 scalar.
         updates: made before this block, a float64 scalar.
-        rates: ``[block, groups]``, the learning rate of each update.
+        rates: ``[block, groups + scheduled]``, the learning rate of each update, and what the program
+            reads in each step.
         rows: ``[block, batch]``, which rows of the tables each step takes; empty without batches.
         tables: the data, by input: whole, or rows to take from.
         held: other tensors that the program reads.
@@ -97,6 +98,7 @@ class Step:
         gathered: by input, whether its table's rows are taken.
         num_others: how many tensors the graph takes after the data.
         changed: numbers of those among them that are buffers.
+        scheduled: number of that among them which is another in each step, if any.
         skips: whether a step whose numbers are not finite moves nothing. Else the loop ends with it,
             and whoever runs the block goes back to the step before.
     """
@@ -108,6 +110,7 @@ class Step:
     gathered: tuple[bool, ...]
     num_others: int
     changed: tuple[int, ...]
+    scheduled: int | None
     skips: bool
 
     def __call__(self, carried: Carried, fixed: Fixed) -> Carried:
@@ -167,13 +170,22 @@ class Step:
                 for table, gathered in zip(data, self.gathered, strict=True)
             )
         held, buffers = iter(fixed.held), iter(carried.buffers)
+        now = iter(self._scheduled_now(carried, fixed))
         parameters = [next(held) if i is None else chunks[i] for i in self.parameters]
-        others = [next(buffers if i in self.changed else held) for i in range(self.num_others)]
+        sources = {self.scheduled: now} | dict.fromkeys(self.changed, buffers)
+        others = [next(sources.get(i, held)) for i in range(self.num_others)]
         loss, *rest = self.graph(*parameters, *data, *others)
         own = iter(rest)  # the graph's order of parameters, which need not be that of the groups
         gradients = {i: next(own).reshape(-1) for i in self.parameters if i is not None}
         pieces = [[gradients[i] for i in piece] for piece in self._pieces]
         return loss, list(map(_joined, pieces)), list(own)
+
+    def _scheduled_now(self, carried: Carried, fixed: Fixed) -> list[Tensor]:
+        """What the program reads in this step, if anything; steps that move nothing count."""
+        if self.scheduled is None:
+            return []
+        row = fixed.rates.index_select(0, carried.position[:1]).squeeze(0)
+        return [row[len(self.groups) :]]
 
     def _updated(
         self, carried: Carried, fixed: Fixed, gradients: Sequence[Tensor]

@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.datasets.images import read_images
+
+__all__ = ["old_faithful", "read_images"]
+
 
 def old_faithful() -> Tensor:
     """Old Faithful: ``[272, 2]``, the length of an eruption and the wait for the next, in minutes.

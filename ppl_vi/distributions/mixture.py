@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 from torch.distributions.utils import broadcast_all
 
 from ppl_vi.distributions.elementwise import Number, Shape
@@ -120,3 +120,9 @@ class NormalMixture(dist.TorchDistribution):
 
     def _standardized(self, value: Tensor) -> Tensor:
         return (value.unsqueeze(-1) - self.loc) / self.scale
+
+
+# Guides on the whole space reach a mixture's support as they reach its components'.
+biject_to.register(
+    constraints.MixtureSameFamilyConstraint, lambda support: biject_to(support.base_constraint)
+)

@@ -16,6 +16,7 @@ from ppl_vi.estimators import Estimators
 from ppl_vi.planning import Plan
 from ppl_vi.preparation import prepare
 from ppl_vi.program import Pair
+from ppl_vi.scheduling import Scheduled
 from ppl_vi.states import States, states_of
 from ppl_vi.surrogate import surrogate
 
@@ -36,6 +37,12 @@ class Objective(pyro.infer.ELBO, ABC):
 
     analytic: bool = False
     """Whether closed forms take the place of sampled factors."""
+
+    takes_kl_weights: bool = False
+    """Whether the gradient is right for log p and log q of latents counted by a weight."""
+
+    scheduled: Scheduled | None = None
+    """The numbers, if any, that an estimate reads and that another step finds changed."""
 
     @property
     def num_draws(self) -> int:
@@ -93,6 +100,8 @@ class Objective(pyro.infer.ELBO, ABC):
 
 class BoundObjective(Objective, ABC):
     """An objective that is a function of log-weights; it sees no sites."""
+
+    takes_kl_weights: bool = True
 
     @abstractmethod
     def bound(self, log_w: Tensor) -> Tensor:

@@ -54,6 +54,8 @@ class Expectation(MeanObjective):
     Source: Mohamed et al. (2020) for the estimators of such gradients.
     """
 
+    takes_kl_weights = False
+
     f: Callable[..., Tensor]
     num_particles: int = 8
     estimators: Estimators = "auto"

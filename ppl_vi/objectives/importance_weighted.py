@@ -33,6 +33,10 @@ class PowerMeanBound(BoundObjective, ABC):
     def num_draws(self) -> int:
         return self.num_particles * self.K
 
+    @property
+    def takes_kl_weights(self) -> bool:  # type: ignore[override]
+        return not self.doubly_reparameterized  # its identity is that of unweighted scores
+
     def bound(self, log_w: Tensor) -> Tensor:
         return self._of_groups(log_w).mean(0)
 

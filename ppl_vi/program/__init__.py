@@ -3,11 +3,18 @@
 from ppl_vi.program.batches import Arguments, enumerable_sites, find_data_plates, plate_dims
 from ppl_vi.program.closed_forms import (
     ClosedForm,
+    divergence,
     find_closed_forms,
     independent_of_draws,
     with_closed_forms,
 )
-from ppl_vi.program.dependencies import Dependencies, FactorKey, find_dependencies, key
+from ppl_vi.program.dependencies import (
+    Dependencies,
+    FactorKey,
+    drawn_together,
+    find_dependencies,
+    key,
+)
 from ppl_vi.program.expectation import only_expectation, valued
 from ppl_vi.program.expected import (
     Latents,
@@ -30,6 +37,12 @@ from ppl_vi.program.layout import (
     joint_support,
     plate_frames,
     unmasked,
+)
+from ppl_vi.program.locals import (
+    distribution_of,
+    log_joint_of,
+    look_at_latents,
+    run_inside,
 )
 from ppl_vi.program.messengers import (
     DataPlate,
@@ -82,8 +95,11 @@ __all__ = [
     "completed",
     "counted",
     "deterministic_values",
+    "distribution_of",
+    "divergence",
     "draw_latents",
     "draw_plainly",
+    "drawn_together",
     "enumerable_sites",
     "enumerated",
     "expanded_parameter",
@@ -101,6 +117,8 @@ __all__ = [
     "joint_support",
     "key",
     "latents_of",
+    "log_joint_of",
+    "look_at_latents",
     "observed_values",
     "only_expectation",
     "plate_dims",
@@ -109,6 +127,7 @@ __all__ = [
     "predictive_draws",
     "run",
     "run_guide",
+    "run_inside",
     "run_model",
     "squeezed",
     "squeezed_shape",

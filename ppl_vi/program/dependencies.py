@@ -85,6 +85,22 @@ def find_dependencies(structure: Structure, pair: Pair, sites: Sequence[str]) ->
     )
 
 
+def drawn_together(structure: Structure, dependencies: Dependencies) -> tuple[frozenset[str], ...]:
+    """The sites of the guide in groups whose log q cannot be told apart, in the guide's order.
+
+    An auxiliary site belongs to the latents that the guide makes from its draw.
+    """
+    groups = [{name} for name in structure.drawn]
+    for name in structure.of_kind("auxiliary"):
+        joined = {name, *dependencies.draws_after(name)}
+        touched = [group for group in groups if group & joined]
+        groups = [group for group in groups if not group & joined]
+        groups.append(set().union(*touched))
+    order = {name: i for i, name in enumerate(structure.drawn)}
+    groups.sort(key=lambda group: min(order[name] for name in group))
+    return tuple(map(frozenset, groups))
+
+
 def _track(
     structure: Structure, pair: Pair
 ) -> tuple[dict[str, frozenset[FactorKey]], dict[FactorKey, tuple[str, ...]]]:

@@ -33,8 +33,8 @@ class FlowGuide(MixtureGuide):
     pass; the density at another point takes D passes for each f.
 
     f is continuous and one-to-one, so that a flow of one Gaussian leaves bridges of mass between modes
-    that lie apart, or misses some of them. So ε is a mixture, which starts at the modes that were found,
-    with f near the identity, and is trained too. The sum over components is taken as in
+    that lie apart, or misses some of them. So ε is a mixture, which starts at the modes that were
+    found, with f near the identity, and is trained too. The sum over components is taken as in
     ``MixtureGuide``.
 
     Args:

@@ -18,7 +18,7 @@ from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
 Kind = Literal["spline", "affine"]
 
 _TRANSFORMS, _BINS, _HIDDEN = 3, 8, (32, 32)
-_MOST_COMPONENTS, _SEARCHES = 8, 12
+_COMPONENTS, _SEARCHES = 8, 12
 _START = 0.01
 
 
@@ -33,9 +33,9 @@ class FlowGuide(MixtureGuide):
     pass; the density at another point takes D passes for each f.
 
     f is continuous and one-to-one, so that a flow of one Gaussian leaves bridges of mass between modes
-    that lie apart, or misses some of them. So ε has a component for each mode that was found, of which
-    all is trained too, and starts there, with f near the identity; of a single mode it is Normal. The
-    sum over components is taken as in ``MixtureGuide``.
+    that lie apart, or misses some of them. So ε is a mixture, which starts at the modes that were
+    found, with f near the identity, and is trained too. The sum over components is taken as in
+    ``MixtureGuide``.
 
     Args:
         model: a Pyro model.
@@ -43,7 +43,7 @@ class FlowGuide(MixtureGuide):
         num_transforms: T.
         num_bins: of each spline.
         hidden: sizes of the network's hidden layers.
-        num_components: of ε; by default as many as modes were found, at most 8.
+        num_components: of ε; 1 is a flow of one Gaussian.
         num_searches: from how many places modes are searched for.
         create_plates: plates over all rows, as of Pyro's autoguides; ``fit`` gives it.
 
@@ -74,7 +74,7 @@ class FlowGuide(MixtureGuide):
         num_transforms: int = _TRANSFORMS,
         num_bins: int = _BINS,
         hidden: tuple[int, ...] = _HIDDEN,
-        num_components: int | None = None,
+        num_components: int = _COMPONENTS,
         num_searches: int = _SEARCHES,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
@@ -84,16 +84,12 @@ class FlowGuide(MixtureGuide):
         _need_zuko()
         super().__init__(
             model,
-            num_components=num_components or _MOST_COMPONENTS,
+            num_components=num_components,
             num_searches=num_searches,
             create_plates=create_plates,
         )
-        self._as_found = num_components is None
         self.kind, self.num_transforms, self.num_bins = kind, num_transforms, num_bins
         self.hidden = tuple(hidden)
-
-    def _count(self, num_modes: int) -> int:
-        return min(num_modes, self.num_components) if self._as_found else self.num_components
 
     def _set_up(self, dim: int, start: GuideStart) -> None:
         super()._set_up(dim, start)

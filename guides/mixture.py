@@ -79,7 +79,7 @@ class MixtureGuide(JointGuide):
 
     def _set_up(self, dim: int, start: GuideStart) -> None:
         centers, roots, shares = self._modes_of_vector()
-        chosen, weights = _allotted(shares, self._count(len(shares)))
+        chosen, weights = _allotted(shares, self.num_components)
         locs, roots, crowd = centers[chosen], roots[chosen], weights.div(shares[chosen])
         # Components that share a mode start apart from each other.
         apart = (crowd < 1).to(locs).unsqueeze(-1)
@@ -95,10 +95,6 @@ class MixtureGuide(JointGuide):
         if self.covariance == "full":
             unit = roots / scales.unsqueeze(-1)
             self.unit_trils = PyroParam(unit, constraints.unit_lower_cholesky)
-
-    def _count(self, num_modes: int) -> int:
-        """How many components there are, where so many modes were found."""
-        return self.num_components
 
     def distribution(self) -> TorchDistribution:
         """The mixture."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ppl_vi.guides.joint import JointGuide, SampledNormal
 from ppl_vi.guides.mixture import check_counts
 from ppl_vi.guides.networks import called_with, flat_weights, perceptron
-from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
+from ppl_vi.registry import autoguide_builder, register_guide
+from ppl_vi.starts import GuideStart
 
 _HIDDEN = (32, 32)
 _START, _CORRELATION = 0.01, 0.7

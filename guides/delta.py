@@ -15,9 +15,8 @@ from ppl_vi.guides.gaussian import GaussianGuide, NormalGuide
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.unconstrained import Unconstrained
 from ppl_vi.job import Job
-from ppl_vi.log_joint import WholeLogJoint
-from ppl_vi.mode_search import find_mode
-from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
+from ppl_vi.registry import autoguide_builder, register_guide
+from ppl_vi.starts import GuideStart, WholeLogJoint, find_mode
 
 
 class DeltaGuide(JointGuide):

@@ -13,7 +13,8 @@ from torch.distributions import Transform, constraints
 
 from ppl_vi.guides.mixture import MixtureGuide, check_counts
 from ppl_vi.guides.networks import called_with, flat_weights
-from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
+from ppl_vi.registry import autoguide_builder, register_guide
+from ppl_vi.starts import GuideStart
 
 Kind = Literal["spline", "affine"]
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
-from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
+from ppl_vi.registry import autoguide_builder, register_guide
+from ppl_vi.starts import GuideStart
 
 _FACTOR_START = 0.1
 

@@ -14,10 +14,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
-from ppl_vi.modes import Mode, pooled, shares
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart
-from ppl_vi.whitening import Whitening
+from ppl_vi.starts import GuideStart, Mode, Whitening, pooled, shares
 
 _DRAWS_FOR_QUANTILES = 4_096
 

@@ -12,7 +12,8 @@ from pyro.nn.module import PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides.joint import JointGuide, SampledNormal
-from ppl_vi.registry import GuideStart, autoguide_builder, register_guide
+from ppl_vi.registry import autoguide_builder, register_guide
+from ppl_vi.starts import GuideStart
 
 _COMPONENTS, _SEARCHES = 8, 12
 _SPREAD, _NARROWER = 0.5, 0.7

@@ -21,7 +21,7 @@ from torch.distributions import biject_to
 
 from ppl_vi.errors import GuideError
 from ppl_vi.program import unheard
-from ppl_vi.registry import GuideStart
+from ppl_vi.starts import GuideStart
 
 _DRAWS_FOR_A_MEDIAN = 1_001
 

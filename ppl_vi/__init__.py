@@ -46,8 +46,10 @@ from ppl_vi.objectives import (
     ReparameterizedELBO,
     ScoreFunctionELBO,
 )
-from ppl_vi.registry import GuideStart, register_guide
+from ppl_vi.questions import LogEvidence, Marginal
+from ppl_vi.registry import register_guide
 from ppl_vi.result import FitResult
+from ppl_vi.starts import GuideStart
 from ppl_vi.stopping import StopReason
 from ppl_vi.training import Progress
 
@@ -70,6 +72,8 @@ __all__ = [
     "ImportanceSampled",
     "ImportanceWeightedELBO",
     "LeaveOneOut",
+    "LogEvidence",
+    "Marginal",
     "MeasureValued",
     "ModelError",
     "MovingAverage",

@@ -15,10 +15,7 @@ from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.errors import GuideError
-from ppl_vi.exploring import find_modes
 from ppl_vi.job import Job
-from ppl_vi.locating import locate
-from ppl_vi.modes import Mode
 from ppl_vi.partial import PartialGuide, is_partial
 from ppl_vi.program import (
     enumerable_sites,
@@ -30,12 +27,12 @@ from ppl_vi.program import (
 )
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import (
-    GuideStart,
     autoguide_builder,
     guide_builder,
     swept_builder,
     takes_start,
 )
+from ppl_vi.starts import GuideStart, Mode, find_modes, locate
 
 Program = Callable[..., Any]
 

@@ -151,7 +151,7 @@ def test_rows_with_another_guide_and_many_particles():
 
 def test_particles_are_taken_in_chunks(monkeypatch):
     """The same draws in any chunks would need the same random numbers; the exact guide needs none."""
-    monkeypatch.setattr("ppl_vi.weighing._ELEMENTS_AT_ONCE", 3 * 9 * 5)
+    monkeypatch.setattr("ppl_vi.questions.weighing._ELEMENTS_AT_ONCE", 3 * 9 * 5)
     result = fixed(factors, exact_encoder, ROWS)
     evidence = result.log_evidence(10)
     torch.testing.assert_close(evidence.pointwise, evidence_of_rows(ROWS))

@@ -12,8 +12,8 @@ from pyro import poutine
 from torch.distributions import biject_to
 
 from ppl_vi import ELBO, fit
-from ppl_vi.exploring import find_modes
 from ppl_vi.program import Pair
+from ppl_vi.starts import find_modes
 
 _SPEC = importlib.util.spec_from_file_location(
     "guide_families", Path(__file__).parent / "families.py"

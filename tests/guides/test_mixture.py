@@ -9,9 +9,8 @@ import torch
 
 from ppl_vi import ELBO, LeaveOneOut, ScoreFunction, fit
 from ppl_vi.guides import MixtureGuide
-from ppl_vi.modes import Mode, pooled, shares
 from ppl_vi.program import Pair
-from ppl_vi.whitening import Whitening
+from ppl_vi.starts import Mode, Whitening, pooled, shares
 
 SITE = "_MixtureGuide_component"
 DRAWN = {SITE: ScoreFunction(LeaveOneOut())}

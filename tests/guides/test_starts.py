@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 
 from ppl_vi import fit
 from ppl_vi.guides import LaplaceGuide
-from ppl_vi.whitening import Whitening
+from ppl_vi.starts import Whitening
 
 QUICK = {"steps": 200, "seed": 0, "progress": False}
 

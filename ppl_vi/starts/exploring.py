@@ -9,10 +9,10 @@ import torch
 
 from ppl_vi.data import Batch
 from ppl_vi.job import Job
-from ppl_vi.locating import Whereabouts, locate
-from ppl_vi.modes import Mode
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart
+from ppl_vi.starts.guide_start import GuideStart
+from ppl_vi.starts.locating import Whereabouts, locate
+from ppl_vi.starts.modes import Mode
 
 _LOG_OF_NO_MASS = -10.0
 _SEEDS = 2**31

@@ -16,16 +16,16 @@ from torch.distributions import biject_to
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppl_vi.data import Batch
-from ppl_vi.gaussian_search import search
 from ppl_vi.job import Job
-from ppl_vi.log_joint import LogJoint
 from ppl_vi.objectives import ReparameterizedELBO
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Pair
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import GuideStart
+from ppl_vi.starts.gaussian_search import search
+from ppl_vi.starts.guide_start import GuideStart
+from ppl_vi.starts.log_joint import LogJoint
+from ppl_vi.starts.whitening import Whitening
 from ppl_vi.threads import threads_for
-from ppl_vi.whitening import Whitening
 
 _ITERATIONS = 200
 _WORST = 1e30

@@ -18,7 +18,6 @@ from ppl_vi.data import Batch, DataSource, data_source
 from ppl_vi.errors import DataError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
-from ppl_vi.locating import fit_normals
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import (
     DataPlate,
@@ -30,9 +29,10 @@ from ppl_vi.program import (
     hide,
     run_guide,
 )
+from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
+from ppl_vi.starts import fit_normals
 from ppl_vi.sweeping import marginalized
-from ppl_vi.weighing import Weighing
 
 Draws = dict[str, Tensor]
 Program = Callable[..., Any]

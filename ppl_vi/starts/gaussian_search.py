@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.log_joint import LogJoint
 from ppl_vi.randomness import forked_rng
+from ppl_vi.starts.log_joint import LogJoint
 
 _FEWEST_PAIRS = 32
 _ITERATIONS = 60

@@ -14,8 +14,8 @@ from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.preparation import dependencies_of, structure_of
 from ppl_vi.program import Factor, Pair, Structure, align, draw_plainly, run, run_guide
+from ppl_vi.questions.weights import MeanWeight
 from ppl_vi.randomness import forked_rng
-from ppl_vi.weights import MeanWeight
 
 _ELEMENTS_AT_ONCE = 5_000_000
 

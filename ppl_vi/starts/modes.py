@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.whitening import Whitening
+from ppl_vi.starts.whitening import Whitening
 
 _MOST_FOR_A_MATRIX = 1_000
 

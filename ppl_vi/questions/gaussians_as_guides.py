@@ -11,8 +11,8 @@ from pyro.distributions import Delta, MultivariateNormal
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from ppl_vi.gaussians import JointGaussian
 from ppl_vi.program import Site, Structure
+from ppl_vi.questions.gaussians import JointGaussian
 
 
 class GaussianGuide(torch.nn.Module):

@@ -14,9 +14,7 @@ from pyro.distributions.util import detach
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vi.asking import check_names, check_value
 from ppl_vi.errors import GuideError
-from ppl_vi.gaussians import JointGaussian, find_gaussian, is_real
 from ppl_vi.program import (
     Pair,
     Structure,
@@ -25,6 +23,8 @@ from ppl_vi.program import (
     squeezed_shape,
     unmasked,
 )
+from ppl_vi.questions.checks import check_names, check_value
+from ppl_vi.questions.gaussians import JointGaussian, find_gaussian, is_real
 from ppl_vi.randomness import forked_rng
 
 Draws = dict[str, Tensor]

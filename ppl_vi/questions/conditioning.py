@@ -14,11 +14,8 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList
 from torch import Tensor
 
-from ppl_vi.asking import check_names, check_value
 from ppl_vi.compilation import Execution
 from ppl_vi.evaluation import estimate_elbo
-from ppl_vi.gaussians import find_gaussian
-from ppl_vi.gaussians_as_guides import GaussianGuide
 from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import structure_of
@@ -31,10 +28,13 @@ from ppl_vi.program import (
     latents_of,
     squeezed_shape,
 )
+from ppl_vi.questions.checks import check_names, check_value
+from ppl_vi.questions.gaussians import find_gaussian
+from ppl_vi.questions.gaussians_as_guides import GaussianGuide
+from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
 from ppl_vi.stopping import StopReason
 from ppl_vi.sweeping import is_swept
-from ppl_vi.weighing import Weighing
 
 if TYPE_CHECKING:
     from ppl_vi.result import FitResult

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vi.errors import ModelError
-from ppl_vi.gaussians import is_real
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import (
     LatentSite,
@@ -26,6 +25,7 @@ from ppl_vi.program import (
     run_model,
     squeezed,
 )
+from ppl_vi.questions.gaussians import is_real
 from ppl_vi.randomness import forked_rng
 
 Draws = dict[str, Tensor]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ppl_vi.asking import check_names
-from ppl_vi.conditioning import condition
-from ppl_vi.evidence import LogEvidence, log_evidence
 from ppl_vi.job import Job
-from ppl_vi.marginals import Marginal, find_marginal
-from ppl_vi.maximizing import find_mode
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import structure_of
+from ppl_vi.questions.checks import check_names
+from ppl_vi.questions.conditioning import condition
+from ppl_vi.questions.evidence import LogEvidence, log_evidence
+from ppl_vi.questions.marginals import Marginal, find_marginal
+from ppl_vi.questions.maximizing import find_mode
 from ppl_vi.sweeping import is_swept
 
 if TYPE_CHECKING:

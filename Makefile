@@ -15,13 +15,14 @@ SOURCES := $(shell find ppl_vi models guides -name __pycache__ -prune -o -print)
 WHEELS := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-cavi lint wheel clean
+.PHONY: help demo test test-slow bench bench-cavi bench-vae lint wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.installed ## install, fit the Old Faithful mixture, write tables and pictures to out/
+demo: $(VENV)/.installed ## install, fit a mixture and an autoencoder, write tables and pictures to out/
 	$(PY) -m ppl_vi demo --out $(OUT)
+	$(PY) -m ppl_vi demo vae --out $(OUT)/vae
 
 test: $(VENV)/.test ## build the wheel, install it and test it away from the source
 	$(PY) tools/run_tests.py
@@ -36,6 +37,9 @@ bench-cavi: $(VENV)/.bench ## coordinate ascent beside scikit-learn, and its mem
 	$(PY) benchmarks/ascent_mixtures.py
 	$(PY) benchmarks/ascent_topics.py
 	$(PY) benchmarks/ascent_memory.py
+
+bench-vae: $(VENV)/.bench ## the autoencoder beside PyTorch and NumPyro; BENCH="--data mnist.npz" for MNIST
+	$(PY) benchmarks/vae_peers.py $(BENCH)
 
 lint: $(VENV)/.lint ## ruff and mypy
 	$(PY) -m ruff check .

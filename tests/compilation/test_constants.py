@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_cpp_code
 
 from ppl_vi.compilation import Builds, capture, compiled, folded
+from ppl_vi.compilation.mending import mended
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +95,14 @@ def test_sums_into_rows_land_where_they_belong(two_threads: None) -> None:
 
     made = compiled(capture(program, (weight, scale)), Builds())
     torch.testing.assert_close(made(weight, scale), program())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+def test_a_table_is_computed_once_however_many_entries_are_taken() -> None:
+    table, index = torch.rand(50) + 1, torch.randint(50, (7_000,))
+    with mended(), torch._inductor.config.patch(fx_graph_cache=False):
+        taken = torch.compile(lambda table, index: table.digamma()[index])
+        _, code = run_and_get_cpp_code(taken, table, index)
+    loops = re.findall(r"<static_cast<int64_t>\((\d+)L\); x0\+=", code[: code.index(".digamma(")])
+    assert loops == ["50"]

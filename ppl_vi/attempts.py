@@ -1,0 +1,206 @@
+"""One fit, from one start."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.infer
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_vi.annealing import KLSchedule, annealed
+from ppl_vi.compilation import Execute, Execution, Wish
+from ppl_vi.data import Batch, DataSource
+from ppl_vi.diagnostics.latent_report import collapse_remarks
+from ppl_vi.errors import GuideError
+from ppl_vi.estimate import Estimate
+from ppl_vi.evaluation import estimate_elbo
+from ppl_vi.job import Job, data_plates_of
+from ppl_vi.objectives import Objective
+from ppl_vi.optimization import OptimizerChoice, make_stepper
+from ppl_vi.parameters import FittedParameters, trainable
+from ppl_vi.partial import PartialGuide
+from ppl_vi.preparation import forget, structure_of
+from ppl_vi.program import StartingValues, Structure, draw_plainly, run
+from ppl_vi.registry import has_last_word
+from ppl_vi.result import FitResult
+from ppl_vi.runners import EagerRunner, OnNan
+from ppl_vi.running import (
+    estimators_of,
+    final_bound,
+    in_words,
+    loss_and_grads_of,
+    model_for,
+    states_after,
+)
+from ppl_vi.starting import initial_values, look_at, resolve_guide
+from ppl_vi.stopping import StopReason
+from ppl_vi.streaming import Stream
+from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
+from ppl_vi.threads import threads_for
+from ppl_vi.training import Callback, train
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every restart of a fit has in common."""
+
+    model: Program
+    guide: str | type[AutoGuide] | Program | PartialGuide
+    source: DataSource
+    data_plate: str | None
+    objective: pyro.infer.ELBO
+    optimizer: OptimizerChoice
+    steps: int
+    callbacks: tuple[Callback, ...]
+    on_nan: OnNan
+    compile: Wish
+    restarts: int
+    kl_schedule: KLSchedule | None
+
+
+def attempt(settings: Settings, restart: int, bar: tqdm[Any]) -> FitResult:
+    """Fit from one start, in a parameter scope of its own.
+
+    Args:
+        settings: what every restart of a fit has in common.
+        restart: its number; those after the first start elsewhere.
+        bar: shows the steps.
+    """
+    started = time.perf_counter()
+    with pyro.get_param_store().scope():
+        job, structure = _prepare(settings, restart)
+        with threads_for(structure, job.usual_pair()):
+            return _trained(settings, job, structure, started, bar)
+
+
+def _trained(
+    settings: Settings, job: Job, structure: Structure, started: float, bar: tqdm[Any]
+) -> FitResult:
+    objective = copy.copy(settings.objective)  # Pyro's remember the plates of their first model
+    model = job.model if is_swept(job.guide) else model_for(objective, job, structure)
+    start = FittedParameters.capture((job.model, job.guide))
+    moved = _moved(settings, objective, model, job, bar)
+    if has_last_word(job.guide):
+        job.guide.finish_fit(job)
+        forget(job.usual_pair())  # it may have become another distribution
+    elbo = estimate_elbo(job.weighted_pairs())
+    exact = moved.bound is not None
+    return FitResult(
+        job=job,
+        start=start,
+        fitted=FittedParameters.capture((job.model, job.guide)),
+        losses=torch.tensor(moved.losses),
+        bound=final_bound(objective, model, job, elbo) if moved.bound is None else moved.bound,
+        elbo=elbo,
+        estimators=moved.estimators,
+        num_steps=len(moved.losses),
+        seconds=time.perf_counter() - started,
+        stop_reason=moved.reason,
+        states={} if exact else states_after(objective, job),
+        execution=moved.execution,
+        remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
+    )
+
+
+class _Moved(NamedTuple):
+    """What became of the parameters, and how."""
+
+    losses: list[float]
+    reason: StopReason
+    estimators: dict[str, str]
+    execution: Execution
+    bound: Estimate | None = None
+
+
+def _moved(
+    settings: Settings, objective: pyro.infer.ELBO, model: Program, job: Job, bar: tqdm[Any]
+) -> _Moved:
+    """Take all steps, of gradients or of exact updates."""
+    if is_swept(job.guide):
+        wish, calls = settings.compile, settings.callbacks
+        swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
+        return _Moved(swept.losses, swept.reason, {}, swept.execution, swept.bound)
+    estimators = estimators_of(objective, job)
+    if not bar.disable and bar.n == 0 and estimators:
+        bar.write(f"estimators: {in_words(estimators)}")
+    weighted = annealed(objective, settings.kl_schedule, job, settings.steps)
+    runner = _runner(settings, weighted, model, job, bar)
+    losses, reason = train(runner, settings.steps, settings.callbacks, bar)
+    runner.finish()
+    return _Moved(losses, reason, estimators, runner.execution)
+
+
+def _runner(
+    settings: Settings, objective: pyro.infer.ELBO, model: Program, job: Job, bar: tqdm[Any]
+) -> Execute:
+    """Who takes the steps."""
+    parameters = _trainable()
+    for parameter in parameters.values():
+        parameter.grad = None  # of someone else's training
+    eager = EagerRunner(
+        loss_and_grads_of(objective, model, job),
+        Stream(settings.source),
+        make_stepper(settings.optimizer, parameters, settings.steps),
+        settings.on_nan,
+        lambda batch: _blame(job, batch),
+        objective.scheduled if isinstance(objective, Objective) else None,
+    )
+
+    def tell(line: str) -> None:
+        if not bar.disable:
+            bar.write(line)
+
+    planned = settings.steps * settings.restarts
+    stops = settings.on_nan == "raise"
+    return Execute(settings.compile, objective, job, parameters, eager, stops, planned, tell)
+
+
+def _prepare(settings: Settings, restart: int) -> tuple[Job, Structure]:
+    """Build the guide, create every parameter at its start, and check that all fits together."""
+    model, source = settings.model, settings.source
+    with pyro.get_param_store().scope():  # a look at the model creates no parameter
+        plates = data_plates_of(model, source, settings.data_plate)
+    values = initial_values(model, source)
+    with StartingValues(values):
+        guide = resolve_guide(settings.guide, model, source, plates, values, restart)
+        if has_last_word(guide):
+            guide.begin_fit()
+        if is_swept(guide):
+            check_settings(settings.objective, settings.optimizer, settings.kl_schedule)
+            batch = look_at(source, plates, ROWS_TO_START)
+            wish, elsewhere = settings.compile, restart > 0
+            guide.begin(batch.args, batch.kwargs, values, plates, elsewhere, wish)
+        job = Job(model, guide, source, plates)
+        return job, job.check()
+
+
+def _trainable() -> dict[str, Tensor]:
+    parameters = trainable()
+    if not parameters:
+        raise GuideError(
+            "neither the guide nor the model has a trainable parameter, so there is nothing to fit. "
+            "Declare one with pyro.param, pyro.module or a PyroModule."
+        )
+    return parameters
+
+
+def _blame(job: Job, batch: Batch) -> str:
+    """Which sites have a log-probability that is not finite, in words."""
+    pair = job.pair(batch)
+    try:
+        with torch.no_grad(), job.handler(batch):
+            factors = run(structure_of(pair), pair, draw_plainly, 1).factors
+    except (ValueError, RuntimeError) as error:
+        return f"; {str(error).splitlines()[0].rstrip('.')}"
+    bad = [f"'{n}'" for f in factors if not torch.isfinite(f.log_prob).all() for n in f.sites]
+    return f"; log-probabilities that are not finite: {', '.join(bad)}" if bad else ""

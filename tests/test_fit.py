@@ -66,7 +66,8 @@ UNSHUFFLED = pytest.mark.xfail(
     [pytest.param(name, marks=UNSHUFFLED if name == "DataLoader" else ()) for name in FORMS],
 )
 def test_every_form_of_data_gives_the_same_posterior(name):
-    result = fit(model, "normal", FORMS[name](), steps=400, seed=0, progress=False)
+    steps = 3_000 if name == "DataLoader" else 400  # to the end: the start is too good
+    result = fit(model, "normal", FORMS[name](), steps=steps, seed=0, progress=False)
     assert abs(result.sample(2_000)["mean"].mean() - X.sum() / 13) < 0.1
     exact = dist.MultivariateNormal(torch.zeros(12), torch.eye(12) + 1).log_prob(X)
     assert abs(result.elbo - exact) < 4.5 * result.elbo.standard_error + 0.1

@@ -41,10 +41,16 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
         values = run_guide(structure, pair, draw_plainly, _TRIED).values
         values = {**_rows_of_model(structure, pair, values), **values}
         alone = run_model(structure, pair, values, _TRIED)
+        trials = [(values, alone)]
+        if all(
+            value.eq(value[:1]).all() for name, value in values.items() if name in structure.sites
+        ):
+            # Of particles that are alike, a tensor of the model that has as many rows hides a mistake.
+            trials.append(_without_the_last(structure, values, alone))
         for particles in ("plate", "vmap"):
             candidate = replace(structure, model_particles=particles)
             try:
-                if _model_fits(candidate, pair, values, alone):
+                if all(_model_fits(candidate, pair, *tried) for tried in trials):
                     return candidate
             except _REFUSED:
                 continue
@@ -59,15 +65,23 @@ def _rows_of_model(
     return subsampled_rows(trace_model(pair, single))
 
 
+def _without_the_last(
+    structure: Structure, values: Mapping[str, Tensor], alone: Sequence[Factor]
+) -> tuple[dict[str, Tensor], list[Factor]]:
+    fewer = {n: v[:-1] if n in structure.sites else v for n, v in values.items()}
+    return fewer, [replace(factor, log_prob=factor.log_prob[:-1]) for factor in alone]
+
+
 def _model_fits(
     candidate: Structure, pair: Pair, values: Mapping[str, Tensor], alone: Sequence[Factor]
 ) -> bool:
+    count = len(alone[0].log_prob) if alone else _TRIED
     if candidate.model_particles == "vmap":  # it forbids Python numbers by itself
-        return _same(run_model(candidate, pair, values, _TRIED), alone)
+        return _same(run_model(candidate, pair, values, count), alone)
     with Tracker() as tracker:
         for name in candidate.drawn:
             tracker.mark(values[name], name)
-        together = run_model(candidate, pair, values, _TRIED)
+        together = run_model(candidate, pair, values, count)
     return not tracker.escaped and _same(together, alone)
 
 

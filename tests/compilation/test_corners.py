@@ -127,7 +127,10 @@ def test_a_gradient_left_from_elsewhere_is_not_added() -> None:
     same(*taken)
 
 
-@pytest.mark.parametrize(("length", "compiled"), [(1, False), (7, False), (16, False), (33, True)])
+@pytest.mark.parametrize(
+    ("length", "compiled"),
+    [(1, False), (7, False), (16, False), pytest.param(33, True, marks=pytest.mark.slow)],
+)
 def test_dropout_draws_as_eager(length: int, compiled: bool) -> None:
     """Torch draws short and long masks in different ways."""
     x = X.repeat(2)[:length]
@@ -251,7 +254,14 @@ def of_spread_values() -> dict[str, Any]:
     return {"model": spread, "guide": "normal", "data": X}
 
 
-@pytest.mark.parametrize("setting", [of_coder, of_outside_matrix, of_spread_values])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(of_coder, marks=pytest.mark.slow),
+        pytest.param(of_outside_matrix, marks=pytest.mark.slow),
+        of_spread_values,
+    ],
+)
 def test_compiled_as_eager(setting: Callable[[], dict[str, Any]]) -> None:
     eager, compiled = (
         fit(**setting(), steps=12, compile=how, seed=0, progress=False) for how in (False, True)

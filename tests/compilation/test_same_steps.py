@@ -38,8 +38,9 @@ from ppl_vi import (
     fit,
 )
 from ppl_vi.compilation import choosing
-from ppl_vi.guides import GMMGuide
-from ppl_vi.models import BayesianGMM
+from ppl_vi.guides import EncoderGuide, FlowGuide, GMMGuide, LaplaceGuide, MixtureGuide
+from ppl_vi.models import VAE, BayesianGMM
+from ppl_vi.networks import perceptron_encoder
 
 POSITIVE = dist.constraints.positive
 X = torch.randn(23, 3, generator=torch.Generator().manual_seed(0)) + 1.0
@@ -167,6 +168,19 @@ def line() -> dict[str, Any]:
     return {"model": made, "guide": made.guide, "data": X}
 
 
+def autoencoder(prior: str = "normal", scale: str = "diagonal") -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = VAE((3,), 2, likelihood="gaussian", prior=prior, hidden=[4])
+    guide = EncoderGuide(perceptron_encoder((3,), 2, [4], scale))
+    return {"model": model, "guide": guide, "data": X, "batch_size": 8}
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "laplace": lambda: LaplaceGuide(regression),
+    "mixture": lambda: MixtureGuide(regression, num_components=2, num_searches=1),
+    "flow": lambda: FlowGuide(regression, num_transforms=2, num_searches=1),
+    "affine flow": lambda: FlowGuide(regression, kind="affine", num_searches=1),
+}
 NETWORK = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
 SITES = {
     "score": ScoreFunction(None),
@@ -196,6 +210,14 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "module": registered,
     "pyro module": line,
     "regression": lambda: {"model": regression, "guide": "normal", "data": X},
+    **{
+        f"regression, {n}": lambda made=made: {"model": regression, "guide": made(), "data": X}
+        for n, made in FAMILIES.items()
+    },
+    "autoencoder": autoencoder,
+    "autoencoder, full": partial(autoencoder, scale="full"),
+    "autoencoder, mixture": partial(autoencoder, prior="mixture"),
+    "kl schedule": lambda: {**autoencoder(), "kl_schedule": lambda step: step / 8},
     "loader": lambda: {**registered(), "batch_size": None, "data": loader()},
     **{
         f"z: {name}": partial(of_switch, objective=ELBO(num_particles=4, estimators={"z": site}))
@@ -226,9 +248,10 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "adagrad": partial(of_switch, optimizer=partial(torch.optim.Adagrad, lr=0.1)),
     "pyro's optimizer": partial(of_switch, optimizer=pyro.optim.ClippedAdam({"lr": 0.1})),
 }
-COMPILED = ("module", "adagrad")
-"""In the default run: buffers and dropout, a loss compiled alone; test_blocks has more."""
+COMPILED = ("module",)
+"""In the default run: buffers and dropout; test_blocks has more."""
 SLOW = [f"{n}, {g}" for n in MIXTURES for g in GUIDES if n != "textbook" and g != "normal"]
+SLOW += ["autoencoder, full", "autoencoder, mixture", "regression, affine flow"]
 """The default run captures every mixture with one guide, and every guide with one mixture."""
 
 

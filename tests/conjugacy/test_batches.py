@@ -71,7 +71,12 @@ def subsampled(x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("model", "structured"),
-    [(mixture, False), (joint_mixture, True), (factors, False), (subsampled, False)],
+    [
+        (mixture, False),
+        pytest.param(joint_mixture, True, marks=pytest.mark.slow),
+        pytest.param(factors, False, marks=pytest.mark.slow),
+        (subsampled, False),
+    ],
 )
 def test_three_passes_come_near_the_optimum(model: Any, structured: bool) -> None:
     x = TABLE if model is factors else POINTS

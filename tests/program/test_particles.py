@@ -182,3 +182,17 @@ def test_trials_do_not_warn():
         observed(X @ beta)
 
     inspect(Pair(model, guide, (), {}))
+
+
+def test_particles_that_are_alike_do_not_hide_a_matrix_of_as_many_rows():
+    def model():
+        scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
+        factor = scale * torch.eye(3)  # of several particles, each row would have its own
+        pyro.sample(
+            "x", dist.MultivariateNormal(torch.zeros(3), scale_tril=factor), obs=torch.ones(3)
+        )
+
+    def guide():
+        pyro.sample("scale", dist.Delta(torch.tensor(0.5)))
+
+    assert inspect(Pair(model, guide, (), {})).model_particles == "vmap"

@@ -41,7 +41,7 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
         values = run_guide(structure, pair, draw_plainly, _TRIED).values
         values = {**_rows_of_model(structure, pair, values), **values}
         alone = run_model(structure, pair, values, _TRIED)
-        trials = [(values, alone)]
+        trials: list[tuple[Mapping[str, Tensor], Sequence[Factor]]] = [(values, alone)]
         if all(
             value.eq(value[:1]).all() for name, value in values.items() if name in structure.sites
         ):

@@ -1,6 +1,5 @@
 """Pyro guides, and the names that ``fit`` knows them by."""
 
-from ppl_vi.guides.auxiliary import AuxiliaryGuide
 from ppl_vi.guides.cavi import CAVIGuide
 from ppl_vi.guides.delta import DeltaGuide, LaplaceGuide
 from ppl_vi.guides.encoder import EncoderGuide
@@ -10,9 +9,9 @@ from ppl_vi.guides.gmm import GMMGuide
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.mixture import MixtureGuide
 from ppl_vi.guides.refinement import Refinement
+from ppl_vi.guides.structured import StructuredGuide
 
 __all__ = [
-    "AuxiliaryGuide",
     "CAVIGuide",
     "DeltaGuide",
     "EncoderGuide",
@@ -25,4 +24,5 @@ __all__ = [
     "MultivariateNormalGuide",
     "NormalGuide",
     "Refinement",
+    "StructuredGuide",
 ]

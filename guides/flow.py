@@ -9,10 +9,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
 
 from ppl_vi.guides.mixture import MixtureGuide, check_counts
-from ppl_vi.guides.networks import called_with, flat_weights
+from ppl_vi.guides.networks import WeightedTransform, flat_weights
 from ppl_vi.registry import autoguide_builder, register_guide
 from ppl_vi.starts import GuideStart
 
@@ -21,6 +20,8 @@ Kind = Literal["spline", "affine"]
 _TRANSFORMS, _BINS, _HIDDEN = 3, 8, (32, 32)
 _COMPONENTS, _SEARCHES = 8, 12
 _START = 0.01
+_UNIT = 0.1
+"""Of weights: a step that suits a location is ten times too large for a network of splines."""
 
 
 class FlowGuide(MixtureGuide):
@@ -97,7 +98,7 @@ class FlowGuide(MixtureGuide):
         layers = [self._layer(dim, turned=bool(t % 2)) for t in range(self.num_transforms)]
         stack = _Stack(layers).to(self.location)
         self._stack = (stack,)  # in a tuple: its own parameters are not those of the guide
-        self.weights = flat_weights(stack)
+        self.weights = nn.Parameter(flat_weights(stack) / _UNIT)
 
     def _layer(self, dim: int, turned: bool) -> nn.Module:
         """One f, near the identity."""
@@ -121,8 +122,8 @@ class FlowGuide(MixtureGuide):
         made: nn.Module = layer
         return made
 
-    def _flow(self) -> _Flow:
-        return _Flow(self._stack[0], self.weights)
+    def _flow(self) -> WeightedTransform:
+        return WeightedTransform(self._stack[0], _UNIT * self.weights)
 
     def distribution(self) -> TorchDistribution:
         """The image of the mixture."""
@@ -154,39 +155,6 @@ class _Stack(nn.Module):
                 x, log_volume = transform.call_and_ladj(x)
                 total = total + log_volume
         return x, total
-
-
-class _Flow(Transform):
-    """A stack with given weights; it remembers its last point, whose density costs nothing more."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, stack: _Stack, weights: Tensor) -> None:
-        super().__init__(cache_size=1)
-        self._stack, self._weights = stack, weights
-        self._log_volume: tuple[Tensor | None, Tensor | None] = None, None
-
-    def _moved(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = called_with(self._stack, self._weights, x, inverse)
-        return found
-
-    def _call(self, x: Tensor) -> Tensor:
-        y, log_volume = self._moved(x, inverse=False)
-        self._log_volume = x, log_volume
-        return y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        x, log_volume = self._moved(y, inverse=True)
-        self._log_volume = x, log_volume
-        return x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        known, log_volume = self._log_volume
-        if log_volume is None or x is not known:
-            log_volume = self._moved(x, inverse=False)[1]
-        return log_volume
 
 
 def _univariate(*parameters: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Small networks inside guides, their weights one vector that optimizers move in small steps."""
+"""Small networks inside guides, their weights one vector."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform, constraints
 from torch.func import functional_call
 
-UNIT = 0.1
-"""Of weights: a step that suits a location or a log scale is ten times too large for a network."""
 
-
-def flat_weights(module: nn.Module) -> nn.Parameter:
-    """``[weights]``: all weights of the module end to end, in units of 0.1."""
-    parts = [weight.detach().reshape(-1) for weight in module.parameters()]
-    return nn.Parameter(torch.cat(parts) / UNIT)
+def flat_weights(module: nn.Module) -> Tensor:
+    """``[weights]``: all weights of the module end to end."""
+    return torch.cat([weight.detach().reshape(-1) for weight in module.parameters()])
 
 
 def called_with(module: nn.Module, weights: Tensor, *args: Any) -> Any:
@@ -27,18 +24,47 @@ def called_with(module: nn.Module, weights: Tensor, *args: Any) -> Any:
         *args: of the module.
     """
     named = dict(module.named_parameters())
-    parts = (UNIT * weights).split([weight.numel() for weight in named.values()])
+    parts = weights.split([weight.numel() for weight in named.values()])
     own = {n: part.reshape(named[n].shape) for n, part in zip(named, parts, strict=True)}
     return functional_call(module, own, args)
 
 
-def perceptron(sizes: tuple[int, ...], last: float) -> nn.Sequential:
-    """Linear maps of these sizes with tanh in between; the last one's weights times ``last``."""
-    layers: list[nn.Module] = []
-    for i in range(len(sizes) - 1):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.Tanh()]
-    network = nn.Sequential(*layers[:-1])
-    with torch.no_grad():
-        for weight in layers[-2].parameters():
-            weight.mul_(last)
-    return network
+class WeightedTransform(Transform):
+    """A one-to-one map made by a module with given weights.
+
+    It remembers its last point, whose density costs nothing more.
+
+    Args:
+        module: called with ``[..., D]`` points and whether to invert; gives the points, or those whose
+            images they are, and ``[...]`` log |dy / dx|.
+        weights: as ``flat_weights`` laid them end to end.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, module: nn.Module, weights: Tensor) -> None:
+        super().__init__(cache_size=1)
+        self._module, self._weights = module, weights
+        self._log_volume: tuple[Tensor | None, Tensor | None] = None, None
+
+    def _moved(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = called_with(self._module, self._weights, x, inverse)
+        return found
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_volume = self._moved(x, inverse=False)
+        self._log_volume = x, log_volume
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x, log_volume = self._moved(y, inverse=True)
+        self._log_volume = x, log_volume
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        known, log_volume = self._log_volume
+        if log_volume is None or x is not known:
+            log_volume = self._moved(x, inverse=False)[1]
+        return log_volume

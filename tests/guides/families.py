@@ -1,6 +1,7 @@
 """The guides of our own that the contract is tested on, and the programs that it is tested with."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
@@ -8,7 +9,6 @@ import pyro.distributions as dist
 import torch
 
 from ppl_vi.guides import (
-    AuxiliaryGuide,
     DeltaGuide,
     FlowGuide,
     LaplaceGuide,
@@ -16,6 +16,7 @@ from ppl_vi.guides import (
     MixtureGuide,
     MultivariateNormalGuide,
     NormalGuide,
+    StructuredGuide,
 )
 
 X = torch.cat([torch.linspace(-2.5, -1.5, 6), torch.linspace(1.5, 2.5, 5)])
@@ -25,27 +26,34 @@ class Family(NamedTuple):
     """A guide under the contract.
 
     Attributes:
-        make: the guide of a model; a class, unless it takes options.
+        kind: the class.
         name: that ``fit`` knows it by.
         point: whether it draws one point, which has no density.
         pathwise: whether gradients of draws go along their paths, so that differences tell them.
         rows: whether it takes latents in the plates of minibatches.
+        settings: smaller than the defaults, for time.
     """
 
-    make: Callable[..., Any]
+    kind: type
     name: str
     point: bool = False
     pathwise: bool = True
     rows: bool = True
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def make(self, model):
+        """The guide of a model."""
+        return self.kind(model, **self.settings)
 
 
+SMALL_FLOW = {"num_transforms": 2, "num_bins": 4, "hidden": (16,), "num_components": 2}
 FAMILIES = {
     "NormalGuide": Family(NormalGuide, "normal"),
     "MultivariateNormalGuide": Family(MultivariateNormalGuide, "multivariate_normal"),
     "LowRankGuide": Family(LowRankGuide, "lowrank"),
-    "MixtureGuide": Family(MixtureGuide, "mixture", pathwise=False),
-    "FlowGuide": Family(FlowGuide, "flow"),
-    "AuxiliaryGuide": Family(AuxiliaryGuide, "auxiliary"),
+    "MixtureGuide": Family(MixtureGuide, "mixture", pathwise=False, settings={"num_components": 3}),
+    "FlowGuide": Family(FlowGuide, "flow", settings=SMALL_FLOW),
+    "StructuredGuide": Family(StructuredGuide, "structured"),
     "DeltaGuide": Family(DeltaGuide, "delta", point=True),
     "LaplaceGuide": Family(LaplaceGuide, "laplace", point=True, rows=False),
 }

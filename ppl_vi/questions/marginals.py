@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.util import detach
@@ -194,7 +193,7 @@ def _drawn_alone(structure: Structure, pair: Pair, sites: Sequence[str]) -> dict
             seen[name] = copy.deepcopy(detach(unmasked(distribution)))  # parameters may move later
             return draw_plainly(name, distribution)
 
-        with forked_rng(seed=len(found[0])), pyro.validation_enabled(False):
+        with forked_rng(seed=len(found[0])):
             run_guide(structure, pair, draw, 1)
     first, second = found
     return {name: first[name] for name in alone if _same(first[name], second[name])}

@@ -125,7 +125,7 @@ class _Posterior:
         """What the guide draws for its own rows, always on the same random numbers."""
         args, kwargs = data
         pair = self._pair._replace(args=args, kwargs=kwargs)
-        with forked_rng(seed=0), self.job.handler(self._batch), pyro.validation_enabled(False):
+        with forked_rng(seed=0), self.job.handler(self._batch):
             return run_guide(self.structure, pair, draw_plainly, 1).values
 
 

@@ -92,10 +92,10 @@ class MixtureGuide(JointGuide):
         else:
             self.register_buffer("logits", weights.log())  # nothing to learn
         narrower = scales * (1 - (1 - _NARROWER) * apart)
-        self.deviations = PyroParam(narrower, constraints.softplus_positive, event_dim=1)
+        self.deviations = PyroParam(narrower, constraints.softplus_positive, event_dim=2)
         if self.covariance == "full":
             unit = roots / scales.unsqueeze(-1)
-            self.unit_trils = PyroParam(unit, constraints.unit_lower_cholesky)
+            self.unit_trils = PyroParam(unit, constraints.unit_lower_cholesky, event_dim=3)
 
     def distribution(self) -> TorchDistribution:
         """The mixture."""

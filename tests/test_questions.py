@@ -209,6 +209,25 @@ def test_latents_of_new_rows_are_fitted_where_the_guide_does_not_read_them():
     assert evidence.pointwise.shape == (2,)
 
 
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_new_rows_of_a_plate_that_names_the_size_of_the_fit(batch_size):
+    """The likelihood is narrow, so that a proposal for another row than its own finds nothing."""
+
+    def model(y):
+        with pyro.plate("groups", len(Y), subsample_size=len(y)):
+            level = pyro.sample("level", dist.Normal(0.0, 3.0))
+            pyro.sample("y", dist.Normal(level, 0.1), obs=y)
+
+    settings = {"steps": 1, "seed": 0, "progress": False, "compile": False}
+    result = fit(model, "normal", Y, batch_size=batch_size, **settings)
+    new = torch.tensor([3.0, -2.0, 5.0], dtype=torch.float64)
+    pyro.set_rng_seed(1)  # not the numbers that the proposals were fitted on
+    evidence = result.log_evidence(1_000, data=new)
+    exact = dist.Normal(0.0, math.hypot(3.0, 0.1)).log_prob(new)
+    assert close(evidence, exact.sum()) and evidence.standard_error < 0.1
+    torch.testing.assert_close(evidence.pointwise, exact, atol=0.1, rtol=0)
+
+
 # Discrete latents, summed out: a mixture of two, by enumeration.
 
 
@@ -460,6 +479,42 @@ def test_a_marginal_without_a_closed_form_is_by_draws():
     assert abs(draws[:, 0].mean().item() - math.exp(0.5)) < 4.5 * error
     with pytest.raises(GuideError, match="no density of 'level' in closed form"):
         marginal.log_prob({"level": draws[0]})
+
+
+def two_modes(x):
+    """Mass 0.97 and 0.03, the latter never among a few draws."""
+    a = pyro.sample("a", dist.Normal(0.0, 5.0))
+    b = pyro.sample("b", dist.Normal(a, 1.0))
+    pyro.sample("c", dist.Normal(b, 1.0))
+
+
+def rare_component(x):
+    which = pyro.sample("which", dist.Bernoulli(0.03), infer={"is_auxiliary": True})
+    a = pyro.sample("a", dist.Normal(-4.0 + 8.0 * which, 0.5))
+    pyro.sample("b", dist.Delta(a + 1.0))
+    pyro.sample("c", dist.Normal(0.0, 1.0))
+
+
+def test_a_component_that_is_rarely_drawn_is_no_gaussian(monkeypatch):
+    result = fixed(two_modes, rare_component, X)
+    for site in ("a", "b"):
+        marginal = result.marginal(site)
+        assert not marginal.exact
+        # 10,000 draws have 300 of the other mode, give or take 17.
+        assert 220 < (marginal.sample(10_000)[site] > 0).sum() < 380
+    assert result.marginal("c").exact and not result.marginal(["a", "c"]).exact
+    monkeypatch.setattr("ppl_vi.fitting.fit", lambda model, guide, *args, **options: result)
+    assert result.conditional({"b": 0.0}).stop_reason is not StopReason.CLOSED_FORM
+
+
+def test_a_bend_of_gaussian_noise_is_no_gaussian():
+    def guide(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal((a - 1.0).relu(), 1.0))
+        pyro.sample("c", dist.Normal(b.abs(), 1.0))
+
+    result = fixed(two_modes, guide, X)
+    assert [result.marginal(site).exact for site in "abc"] == [True, False, False]
 
 
 def test_modes_at_and_beyond_an_edge():

@@ -126,10 +126,8 @@ def run(
         num_particles: S.
         rows: row numbers to reuse in the guide's subsampled plates, by plate.
     """
-    # Arguments are checked once, by ``inspect``; here it would cost time and break ``torch.vmap``.
-    with pyro.validation_enabled(False):
-        guide = run_guide(structure, pair, draw, num_particles, rows)
-        factors = run_model(structure, pair, guide.values, num_particles)
+    guide = run_guide(structure, pair, draw, num_particles, rows)
+    factors = run_model(structure, pair, guide.values, num_particles)
     rows = structure.row_numbers(guide.values)
     return Run(num_particles, (*factors, *guide.factors), guide.latents, rows)
 
@@ -154,8 +152,10 @@ def run_guide(
     rows: Mapping[str, Tensor] | None = None,
 ) -> GuideRun:
     """Draw a batch of particles from the guide; ``rows`` are those to reuse, by plate."""
-    trace = guide_particles(structure, pair, draw, num_particles, rows)
-    sites = factor_sites(trace)
+    # Arguments are checked once, by ``inspect``; here it would cost time and break ``torch.vmap``.
+    with pyro.validation_enabled(False):
+        trace = guide_particles(structure, pair, draw, num_particles, rows)
+        sites = factor_sites(trace)
     drawn = {
         name: sites[name]["value"].reshape(num_particles, *structure.sites[name].shape)
         for name in structure.drawn
@@ -177,8 +177,9 @@ def run_model(
         values: ``[num_particles, *shape]`` by site, and row numbers by plate.
         num_particles: S.
     """
-    trace = model_particles(structure, pair, values, num_particles)
-    groups = marginal_factors(trace, structure.marginalized, num_particles)
+    with pyro.validation_enabled(False):
+        trace = model_particles(structure, pair, values, num_particles)
+        groups = marginal_factors(trace, structure.marginalized, num_particles)
     grouped = {name for group in groups for name in group.sites}
     single = [site for name, site in factor_sites(trace).items() if name not in grouped]
     marginal = tuple(Factor("model", *group) for group in groups)

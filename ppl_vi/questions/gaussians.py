@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, ReshapeTransform
 
+from ppl_vi.preparation import dependencies_of
 from ppl_vi.program import (
+    Dependencies,
     Draw,
     LatentSite,
     Pair,
@@ -29,7 +31,7 @@ from ppl_vi.program import (
 from ppl_vi.randomness import forked_rng
 
 _MOST_ELEMENTS = 25_000_000
-_TRIALS = 3
+_TRIALS = 8
 _GAUSSIAN = (Normal, MultivariateNormal, LowRankMultivariateNormal)
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -127,9 +129,11 @@ class JointGaussian:
 def find_gaussian(structure: Structure, pair: Pair, sites: Sequence[str]) -> JointGaussian:
     """Those of the sites that are jointly Gaussian before the transforms to their supports.
 
-    The guide is run on noise instead of draws of its Gaussian sites. A latent whose unconstrained value
-    is an affine function of all noise, whatever the other sites draw, is Gaussian, and so are several
-    of these together: mean-field and joint Gaussian guides, and chains of linear Gaussian draws.
+    The guide is run on noise instead of draws of its Gaussian sites. A latent that no other draw
+    reaches and whose unconstrained value is an affine function of all noise is Gaussian, and so are
+    several of these together: mean-field and joint Gaussian guides, and chains of linear Gaussian
+    draws. One that a draw of another family reaches, a component's number say, is a mixture, however
+    affine it is for each value of that draw.
 
     Args:
         structure: of the pair.
@@ -137,9 +141,13 @@ def find_gaussian(structure: Structure, pair: Pair, sites: Sequence[str]) -> Joi
         sites: latents that the guide draws.
     """
     alone = replace(structure, guide_particles="loop")
+    dependencies = dependencies_of(structure, pair, ())
     with forked_rng(seed=0), pyro.validation_enabled(False), torch.enable_grad():
         program = _Noisy(alone, pair, sites)
-        found = {name: affine for name in sites if (affine := program.affine(name)) is not None}
+        random = [name for name in structure.drawn if not structure.sites[name].fixed]
+        mixed = reached_by(dependencies, [n for n in random if n not in program.gaussian])
+        asked = [name for name in sites if name not in mixed]
+        found = {name: affine for name in asked if (affine := program.affine(name)) is not None}
     empty = program.noise[:0]
     return JointGaussian(
         {name: program.transforms[name] for name in found},
@@ -148,6 +156,11 @@ def find_gaussian(structure: Structure, pair: Pair, sites: Sequence[str]) -> Joi
         torch.cat([empty, *(location for location, _ in found.values())]),
         torch.cat([program.noise[None][:0], *(factor for _, factor in found.values())]),
     )
+
+
+def reached_by(dependencies: Dependencies, draws: Iterable[str]) -> frozenset[str]:
+    """The sites of the guide that some of the draws may reach, themselves left out."""
+    return frozenset[str]().union(*(dependencies.draws_after(name) for name in draws))
 
 
 class _Noisy:
@@ -168,9 +181,15 @@ class _Noisy:
         }
         like = next((v for v in first.values() if v.is_floating_point()), torch.zeros(()))
         self.noise = like.new_zeros(sum(self._sizes.values()))
-        trials = [self.noise, *torch.randn(_TRIALS, len(self.noise)).to(self.noise)]
+        noises = torch.randn(_TRIALS, len(self.noise)).to(self.noise)
+        trials = [self.noise, *noises, *-noises]  # a bend at 0 shows on one side alone
         with torch.no_grad():
             self._trials = [(noise, self._run(self._from(noise))) for noise in trials]
+
+    @property
+    def gaussian(self) -> Collection[str]:
+        """The sites whose draws are functions of the noise."""
+        return self._sizes.keys()
 
     def affine(self, name: str) -> tuple[Tensor, Tensor] | None:
         """The latent's unconstrained value without noise and its slope; None where it is not affine."""

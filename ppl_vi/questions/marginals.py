@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.util import detach
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi.errors import GuideError
+from ppl_vi.preparation import dependencies_of
 from ppl_vi.program import (
     Pair,
     Structure,
@@ -24,7 +24,7 @@ from ppl_vi.program import (
     unmasked,
 )
 from ppl_vi.questions.checks import check_names, check_value
-from ppl_vi.questions.gaussians import JointGaussian, find_gaussian, is_real
+from ppl_vi.questions.gaussians import JointGaussian, find_gaussian, is_real, reached_by
 from ppl_vi.randomness import forked_rng
 
 Draws = dict[str, Tensor]
@@ -181,7 +181,10 @@ def find_marginal(
 
 
 def _drawn_alone(structure: Structure, pair: Pair, sites: Sequence[str]) -> dict[str, Any]:
-    """The distributions of sites that the guide draws by themselves, whatever else it draws."""
+    """The distributions of sites that no other draw of the guide reaches, and no subsample of rows."""
+    dependencies = dependencies_of(structure, pair, ())
+    random = [name for name in structure.drawn if not structure.sites[name].fixed]
+    alone = [n for n in sites if n in random and n not in reached_by(dependencies, random)]
     found: list[dict[str, Any]] = [{}, {}]
     structure = replace(structure, guide_particles="loop")
     for seen in found:
@@ -190,14 +193,10 @@ def _drawn_alone(structure: Structure, pair: Pair, sites: Sequence[str]) -> dict
             seen[name] = copy.deepcopy(detach(unmasked(distribution)))  # parameters may move later
             return draw_plainly(name, distribution)
 
-        with forked_rng(seed=len(found[0])), pyro.validation_enabled(False):
+        with forked_rng(seed=len(found[0])):
             run_guide(structure, pair, draw, 1)
     first, second = found
-    return {
-        name: first[name]
-        for name in sites
-        if name in first and not structure.sites[name].fixed and _same(first[name], second[name])
-    }
+    return {name: first[name] for name in alone if _same(first[name], second[name])}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -27,6 +27,7 @@ from ppl_vi.program import (
     draw_plainly,
     enumerable_sites,
     hide,
+    plate_dims,
     run_guide,
 )
 from ppl_vi.questions.weighing import Weighing
@@ -124,7 +125,7 @@ class _Posterior:
         """What the guide draws for its own rows, always on the same random numbers."""
         args, kwargs = data
         pair = self._pair._replace(args=args, kwargs=kwargs)
-        with forked_rng(seed=0), self.job.handler(self._batch), pyro.validation_enabled(False):
+        with forked_rng(seed=0), self.job.handler(self._batch):
             return run_guide(self.structure, pair, draw_plainly, 1).values
 
 
@@ -161,12 +162,17 @@ class _NewRows:
             yield Pair(model, self._guides[number], args, kwargs), 1.0, self._handler(batch)
 
     def _handler(self, batch: Batch) -> AbstractContextManager[Any]:
-        job, size = self._posterior.job, batch.size or 0
-        if not job.data_plates or job.source.num_rows is None:
+        job, size, plates = self._posterior.job, batch.size or 0, self._posterior.rows
+        if job.source.num_rows is None:
             return nullcontext()
-        # Any rows of the fit's do: a guide that reads the data does not ask for them.
+        if not job.data_plates:
+            sizes = plate_dims(job.model, batch.args, batch.kwargs)
+            if all(full == size for name, (_, full) in sizes.items() if name in plates):
+                return nullcontext()
+        # Any rows of the fit's do: a guide that reads the data does not ask for them. But they are the
+        # same ones at each run, so that what is fitted to a new row stays its own.
         handler: AbstractContextManager[Any] = DataPlate(
-            job.data_plates, job.source.num_rows, torch.arange(size), size
+            plates, job.source.num_rows, torch.arange(size), size
         )
         return handler
 

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to
 
-from ppl_vi import ELBO, fit
+from ppl_vi import ELBO, GuideError, fit
 from ppl_vi.program import Pair
 from ppl_vi.starts import find_modes
 
@@ -224,3 +224,31 @@ def test_latents_of_rows(family):
     assert median.shape == (11,)
     assert (median.sign() == X.sign()).all()  # each row's own, though batches come shuffled
     assert result.sample(3)["own"].shape == (3, 11)
+
+
+def plateless(x):
+    """Two correlated latents, and no plate at all."""
+    first = pyro.sample("first", dist.Normal(0.0, 1.0))
+    second = pyro.sample("second", dist.Normal(first, 1.0))
+    pyro.sample("x", dist.Normal(first + second, 1.0).expand((len(X),)).to_event(1), obs=x)
+
+
+@each
+def test_questions_without_a_plate(float64, family):
+    settings = {"steps": 2, "seed": 0, "progress": False, "compile": False}
+    x = X.double()
+    result = fit(plateless, family.name, x, **settings)
+    if family.name == "delta":
+        with pytest.raises(GuideError, match="holds it at a point"):
+            result.log_evidence(5)
+    else:
+        assert result.log_evidence(5) < 0
+    assert result.marginal("first").sample(3)["first"].shape == (3,)
+    # -first² / 2 - (second - first)² / 2 - Σ (x - first - second)² / 2
+    precision = torch.tensor([[2.0, -1.0], [-1.0, 1.0]]) + len(x)
+    first, second = torch.linalg.solve(precision, x.sum().expand(2))
+    mode = result.mode()
+    torch.testing.assert_close(mode["first"], first, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mode["second"], second, atol=1e-6, rtol=0)
+    given = result.conditional({"second": 0.1}, **settings)
+    assert given.sample(3)["first"].shape == (3,)

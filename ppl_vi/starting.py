@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from inspect import signature
 from itertools import cycle
 from typing import Any, TypeGuard
 
@@ -90,6 +91,12 @@ def resolve_guide(
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
     if not is_named(guide) and not (takes_start(guide) and not guide.started):
+        if isinstance(guide, type):
+            wanted = [n for n, p in signature(guide).parameters.items() if p.default is p.empty]
+            raise TypeError(
+                f"guide: {guide.__name__} is a class, not a guide. Make one first, "
+                f"{guide.__name__}({', '.join(wanted)})."
+            )
         if not callable(guide):
             raise TypeError(
                 f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "

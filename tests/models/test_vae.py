@@ -210,6 +210,23 @@ def test_data_outside_the_support_are_refused_before_the_first_step(name):
         fit(model, guide, x, batch_size=5, steps=1, progress=False)
 
 
+BAD_DECODERS = {
+    "input": (perceptron_decoder(3, (PIXELS,), []), r"decoder \(Sequential\) cannot take .*\[5, 2\]"),
+    "output": (perceptron_decoder(2, (7,), []), r"should give rows of shape \[12\], not \[7\]"),
+    "dtype": (perceptron_decoder(2, (PIXELS,), []).double(), r"float64 and was given torch\.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DECODERS)
+def test_decoders_that_do_not_fit_are_named(name):
+    decoder, said = BAD_DECODERS[name]
+    model, guide = VAE((PIXELS,), 2, decoder=decoder), perceptron_encoder((PIXELS,), 2, [])
+    with pytest.raises(ModelError, match=said):
+        fit(model, EncoderGuide(guide), images("bernoulli", num_rows=5), steps=1, progress=False)
+    with pytest.raises(ModelError, match=said):
+        model.decode(torch.zeros(5, 2))
+
+
 @pytest.mark.parametrize(
     "options", [{"likelihood": "poisson"}, {"prior": "flow"}, {"num_components": 0}]
 )

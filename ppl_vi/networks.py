@@ -251,8 +251,8 @@ be multiplied (5x4 and 3x2). Change the size of its first layer, or the shape of
             ) from cause
         reason = str(cause).splitlines()[0]
         raise error(
-            f"{role} cannot take data of shape {list(given[0].shape)}: {reason}. Change the size of its "
-            f"first layer, or the shape of the data."
+            f"{role} cannot take data of shape {list(given[0].shape)}: {reason}. Change the size of "
+            f"its first layer, or the shape of the data."
         ) from cause
 
 

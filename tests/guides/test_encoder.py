@@ -242,7 +242,9 @@ def test_bad_networks(name):
 
 def test_networks_of_another_dtype_than_the_data():
     guide = EncoderGuide(perceptron_encoder((3,), 2, []).double())
-    said = r"parameters of torch.float64 and was given torch.float32.*x\.double\(\), or .*network\.to"
+    said = (
+        r"parameters of torch.float64 and was given torch.float32.*x\.double\(\), or .*network\.to"
+    )
     with pytest.raises(GuideError, match=said):
         fit(local(of_batch), guide, rows().float(), steps=1, progress=False)
     result = fit(local(of_batch), guide, rows(), steps=1, progress=False)

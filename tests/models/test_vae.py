@@ -211,9 +211,15 @@ def test_data_outside_the_support_are_refused_before_the_first_step(name):
 
 
 BAD_DECODERS = {
-    "input": (perceptron_decoder(3, (PIXELS,), []), r"decoder \(Sequential\) cannot take .*\[5, 2\]"),
+    "input": (
+        perceptron_decoder(3, (PIXELS,), []),
+        r"decoder \(Sequential\) cannot take .*\[5, 2\]",
+    ),
     "output": (perceptron_decoder(2, (7,), []), r"should give rows of shape \[12\], not \[7\]"),
-    "dtype": (perceptron_decoder(2, (PIXELS,), []).double(), r"float64 and was given torch\.float32"),
+    "dtype": (
+        perceptron_decoder(2, (PIXELS,), []).double(),
+        r"float64 and was given torch\.float32",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vi.errors import GuideError
 from ppl_vi.guides.gaussian_factor import GaussianFactor
 from ppl_vi.guides.refinement import Refinement
+from ppl_vi.networks import called
 from ppl_vi.preparation import shapes_of
 from ppl_vi.program import (
     Latents,
@@ -80,6 +81,11 @@ class EncoderGuide:
             raise TypeError(
                 f"network must be a module or a function from data to (loc, scale), not {network!r}."
             )
+        if not isinstance(latent, str):
+            raise TypeError(
+                f"latent must be the name of one site, not {latent!r}. Give each further latent an "
+                f"EncoderGuide of its own, with rest=."
+            )
         self.network, self.rest, self.refinement = network, rest, refinement
         self.drawn: tuple[str, ...] = (latent,)
 
@@ -125,7 +131,9 @@ class EncodedGuide(nn.Module):
             for plate in site.plates:
                 rows[plate.name] = stack.enter_context(_plate(plate, others.get(plate.name)))
             own = _rows_of(site, rows, (args, kwargs))
-            factor = GaussianFactor(site, self.network(*own[0], **own[1]), is_new)
+            role = f"EncoderGuide(latent='{self.latent}'): the network"
+            output = called(self.network, role, GuideError, *own[0], **own[1])
+            factor = GaussianFactor(site, output, is_new)
             if self.refinement is not None:
                 joint = log_joint_of(self._of["model"], args, kwargs, known)
                 factor.refine(self.refinement, joint, {**rows, **others}, known)

@@ -75,6 +75,13 @@ class JointGuide(UnconstrainedGuide):
             self.register_buffer("factor", whitening.factor)
             self._set_up(len(whitening.location), self._start)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """What is loaded says whether the factor is triangular or diagonal."""
+        found = state_dict.get(f"{prefix}factor")
+        if found is not None and hasattr(self, "factor") and len(found) == len(self.factor):
+            self.factor = self.factor.new_empty(found.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def start_at(self, start: GuideStart) -> None:
         """Begin there; where more searches than one are asked for, after these."""
         if start.whitening is not None and start.search is not None and self.num_searches > 1:

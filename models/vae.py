@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -11,9 +12,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from ppl_vi.errors import DataError
+from ppl_vi.errors import DataError, ModelError
 from ppl_vi.models.checks import count, deviation, one_of
-from ppl_vi.networks import applied_to_rows, perceptron_decoder
+from ppl_vi.networks import applied_to_rows, called, perceptron_decoder
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical"]
 Prior = Literal["normal", "learned", "mixture"]
@@ -50,7 +51,8 @@ class VAE(nn.Module):
         num_categories: of categorical entries.
 
     Raises:
-        ModelError: an option is not one of these.
+        ModelError: an option is not one of these; the decoder does not take latents, or gives rows
+            of another shape.
         DataError: rows of another shape, or outside the likelihood's support.
 
     Example:
@@ -117,7 +119,15 @@ class VAE(nn.Module):
         return {"noise": _START_NOISE * deviation(x).mean()}
 
     def _output(self, z: Tensor) -> Tensor:
-        return applied_to_rows(self.decoder, z)
+        decoder = partial(called, self.decoder, "VAE: the decoder", ModelError)
+        output = applied_to_rows(decoder, z)
+        found = output.shape[z.dim() - 1 :]
+        if found != self.output_shape:
+            raise ModelError(
+                f"VAE: the decoder ({type(self.decoder).__name__}) should give rows of shape "
+                f"{list(self.output_shape)}, not {list(found)}. Change its last layer."
+            )
+        return output
 
     def _likelihood(self, output: Tensor, noise: Tensor | None) -> Any:
         if self.likelihood == "bernoulli":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -211,11 +212,55 @@ def _checked(event_shape: Sequence[int]) -> tuple[int, int, int]:
     return first, height, width
 
 
-def applied_to_rows(network: nn.Module, x: Tensor, event_dim: int = 1) -> Tensor:
+_CASTS = {"torch.float64": "double", "torch.float32": "float", "torch.float16": "half"}
+
+
+def called(
+    network: Callable[..., Any], role: str, error: type[ValueError], *args: Any, **kwargs: Any
+) -> Any:
+    """What a network gives; where it does not run on these data, an error that says so in words.
+
+    Args:
+        network: any module or function.
+        role: what it is called in the error.
+        error: what is raised.
+        *args: of the network.
+        **kwargs: likewise.
+
+    Example:
+        >>> import torch
+        >>> called(nn.Linear(3, 2), "the encoder", ValueError, torch.zeros(5, 4))
+        Traceback (most recent call last):
+            ...
+        ValueError: the encoder (Linear) cannot take data of shape [5, 4]: mat1 and mat2 shapes cannot \
+be multiplied (5x4 and 3x2). Change the size of its first layer, or the shape of the data.
+    """
+    try:
+        return network(*args, **kwargs)
+    except RuntimeError as cause:
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        own = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        if own is None or not given:
+            raise
+        role = f"{role} ({type(network).__name__})"
+        if given[0].dtype != own.dtype:
+            cast = _CASTS.get(str(own.dtype), f"to({own.dtype})").removesuffix("()")
+            raise error(
+                f"{role} has parameters of {own.dtype} and was given {given[0].dtype}. Pass data of "
+                f"{own.dtype}, x.{cast}(), or move the network with network.to({given[0].dtype})."
+            ) from cause
+        reason = str(cause).splitlines()[0]
+        raise error(
+            f"{role} cannot take data of shape {list(given[0].shape)}: {reason}. Change the size of "
+            f"its first layer, or the shape of the data."
+        ) from cause
+
+
+def applied_to_rows(network: Callable[[Tensor], Tensor], x: Tensor, event_dim: int = 1) -> Tensor:
     """A network of ``[rows, *event]`` applied to ``[..., *event]``.
 
     Args:
-        network: any module that takes a batch of rows.
+        network: any module or function that takes a batch of rows.
         x: with any number of dimensions before the event.
         event_dim: how many dimensions the event has.
 
@@ -232,6 +277,7 @@ def applied_to_rows(network: nn.Module, x: Tensor, event_dim: int = 1) -> Tensor
 __all__ = [
     "GaussianEncoder",
     "applied_to_rows",
+    "called",
     "convolutional_decoder",
     "convolutional_encoder",
     "perceptron",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from inspect import signature
 from itertools import cycle
 from typing import Any, TypeGuard
 
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.initialization import init_to_median, init_to_sample, init_to_value
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.errors import GuideError
@@ -19,9 +19,7 @@ from ppl_vi.job import Job
 from ppl_vi.partial import PartialGuide, is_partial
 from ppl_vi.program import (
     enumerable_sites,
-    feasible_value,
     hide,
-    is_improper,
     look_at_latents,
     plate_dims,
 )
@@ -32,11 +30,10 @@ from ppl_vi.registry import (
     swept_builder,
     takes_start,
 )
-from ppl_vi.starts import GuideStart, Mode, find_modes, locate
+from ppl_vi.starts import GuideStart, Mode, drawn, find_modes, locate, median, toward
 
 Program = Callable[..., Any]
 
-_DRAWS_FOR_A_MEDIAN = 1_001
 _PARTS = (1.0, 0.5, 0.25, 0.125)
 
 
@@ -76,8 +73,7 @@ def resolve_guide(
         if is_named(rest) and not _other_latents(model, source, data_plates, elsewhere):
             rest = None
         if rest is not None:
-            others = (rest, model, source, data_plates, values, restart, elsewhere)
-            rest = resolve_guide(*others)
+            rest = resolve_guide(rest, model, source, data_plates, values, restart, elsewhere)
         return guide.completed(model, rest)
     build_swept = swept_builder(guide) if isinstance(guide, str) else None
     if build_swept is not None:
@@ -90,29 +86,9 @@ def resolve_guide(
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
     if not is_named(guide) and not (takes_start(guide) and not guide.started):
-        if not callable(guide):
-            raise TypeError(
-                f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
-                f"these are the data, they are the third argument: fit(model, 'normal', data)."
-            )
+        _check_callable(guide)
         return guide
-    batch = look_at(source, data_plates)
-    hidden = enumerable_sites(model, batch.args, batch.kwargs)
-    visible = hide(model, hidden) if hidden else model
-    create_plates = _row_plates(model, source, data_plates) if data_plates else None
-    typical = _drawn if restart else _median
-    start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
-    job = Job(model, visible, source, data_plates)
-    found = locate(job, visible, start, batch, values)
-    if found is not None:
-        near = init_to_value(values={**found.values, **values}, fallback=typical)
-
-        def search(num_searches: int) -> tuple[Mode, ...]:
-            starts = (GuideStart(_toward(part), create_plates) for part in cycle(_PARTS))
-            return find_modes(job, visible, starts, batch, found, num_searches)
-
-        several = None if values else search
-        start = GuideStart(near, create_plates, found.scale, found.whitening, several)
+    visible, start = _start(model, source, data_plates, values, restart)
     program = hide(visible, elsewhere) if elsewhere else visible
     if isinstance(guide, str):
         return guide_builder(guide)(program, start)
@@ -123,38 +99,47 @@ def resolve_guide(
     return guide
 
 
-def _median(site: Any) -> Tensor:
-    """The median of a site's prior; a flat one has none."""
-    if is_improper(site["fn"]):
-        return feasible_value(site["fn"])
-    value: Tensor = init_to_median(site, num_samples=_DRAWS_FOR_A_MEDIAN)
-    return value
+def _check_callable(guide: Any) -> None:
+    """Raise TypeError for what is no guide, nor a name or class of one."""
+    if isinstance(guide, type):
+        wanted = [n for n, p in signature(guide).parameters.items() if p.default is p.empty]
+        raise TypeError(
+            f"guide: {guide.__name__} is a class, not a guide. Make one first, "
+            f"{guide.__name__}({', '.join(wanted)})."
+        )
+    if not callable(guide):
+        raise TypeError(
+            f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
+            f"these are the data, they are the third argument: fit(model, 'normal', data)."
+        )
 
 
-def _drawn(site: Any) -> Tensor:
-    """A draw from a site's prior, or near where a flat one starts."""
-    if not is_improper(site["fn"]):
-        value: Tensor = init_to_sample(site)
-        return value
-    to_support = biject_to(site["fn"].support)
-    unconstrained = to_support.inv(feasible_value(site["fn"]))
-    drawn: Tensor = to_support(unconstrained + torch.randn_like(unconstrained))
-    return drawn
+def _start(
+    model: Program,
+    source: DataSource,
+    data_plates: frozenset[str],
+    values: Mapping[str, Tensor],
+    restart: int,
+) -> tuple[Program, GuideStart]:
+    """The model with its enumerable sites hidden, and where a guide of it starts."""
+    batch = look_at(source, data_plates)
+    hidden = enumerable_sites(model, batch.args, batch.kwargs)
+    visible = hide(model, hidden) if hidden else model
+    create_plates = _row_plates(model, source, data_plates) if data_plates else None
+    typical = drawn if restart else median
+    start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
+    job = Job(model, visible, source, data_plates)
+    found = locate(job, visible, start, batch, values)
+    if found is None:
+        return visible, start
+    near = init_to_value(values={**found.values, **values}, fallback=typical)
 
+    def search(num_searches: int) -> tuple[Mode, ...]:
+        starts = (GuideStart(toward(part), create_plates) for part in cycle(_PARTS))
+        return find_modes(job, visible, starts, batch, found, num_searches)
 
-def _toward(part: float) -> Callable[[Any], Tensor]:
-    """Starts on the way from a site's median to a draw, in unconstrained space.
-
-    Far out in a wide prior, all slopes lead to the mode with the thickest tail.
-    """
-
-    def initial(site: Any) -> Tensor:
-        to_support = biject_to(site["fn"].support)
-        median, drawn = (to_support.inv(value) for value in (_median(site), _drawn(site)))
-        value: Tensor = to_support(median + part * (drawn - median))
-        return value
-
-    return initial
+    several = None if values else search
+    return visible, GuideStart(near, create_plates, found.scale, found.whitening, several)
 
 
 def is_named(guide: Any) -> TypeGuard[str | type[AutoGuide]]:

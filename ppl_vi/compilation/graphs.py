@@ -64,6 +64,19 @@ for _device in ("CPU", "CUDA"):
 _LIBRARY.impl("bernoulli", lambda like, p=0.5: torch.empty_like(like), "Meta")
 
 
+def with_plain_views(graph: GraphModule) -> GraphModule:
+    """The graph with views of fresh copies written as any other views.
+
+    torch's compiler copies before it expands where a program expands before it copies, which leaves
+    nothing that could be seen in another shape; of plain views it knows to make reshapes.
+    """
+    views: Any = graph.graph
+    for node in views.find_nodes(op="call_function", target=aten._unsafe_view.default):
+        node.target = aten.view.default
+    graph.recompile()
+    return graph
+
+
 def without_checks(graph: GraphModule) -> GraphModule:
     """The graph with an impossible decomposition told by a first output that is NaN, not an error."""
     nodes: Any = graph.graph
@@ -104,4 +117,4 @@ def functional(graph: GraphModule, inputs: Sequence[Tensor], changed: Sequence[i
             made.graph.erase_node(node)
     values = [new.get(placeholders[number], placeholders[number]) for number in changed]
     output.args = ([*output.args[0], *values],)
-    return with_own_draws(made)
+    return with_own_draws(with_plain_views(made))

@@ -195,9 +195,9 @@ def _elementwise(guide: Factor, model: Factor) -> Tensor | None:
 def _add_means(sums: _Sums, structure: Structure, name: str, values: Tensor) -> None:
     """Posterior means over the elements of the plates, and how noisy they are."""
     plates = structure.sites[name].plates
+    if prod(structure.plates[plate].full_size for plate in plates) < 2:
+        return  # nothing to compare; a batch of one row has others beside it
     size = prod(values.shape[1 : 1 + len(plates)])
-    if size < 2:
-        return
     rows = values.double().reshape(len(values), size, -1)
     sums.means[name].append(rows.mean(0))
     if len(values) > 1:
@@ -227,7 +227,7 @@ def _table(sums: _Sums) -> pd.DataFrame:
 
 def _variance(sums: _Sums, name: str) -> Tensor | None:
     """``[dimensions]``: over the data, of the posterior mean, less what is noise of the draws."""
-    if name not in sums.means:
+    if sum(map(len, sums.means.get(name, []))) < 2:
         return None
     between = torch.cat(sums.means[name]).var(0)
     noise = torch.cat(sums.spreads[name]).mean(0) if name in sums.spreads else 0.0

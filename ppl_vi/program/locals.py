@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vi.errors import GuideError
 from ppl_vi.program.expected import Latents, expected_terms, latents_of, summed_out
-from ppl_vi.program.messengers import unheard
+from ppl_vi.program.messengers import naming_site, unheard
 from ppl_vi.program.tracing import Pair, Program, draw_plainly, drawn_values
 from ppl_vi.randomness import forked_rng
 
@@ -59,5 +60,5 @@ def distribution_of(
     guide: Program, site: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The distribution that a guide draws a site from, on these arguments."""
-    with unheard(), forked_rng(), torch.no_grad():
+    with naming_site("the guide", GuideError), unheard(), forked_rng(), torch.no_grad():
         return poutine.trace(guide).get_trace(*args, **kwargs).nodes[site]["fn"]

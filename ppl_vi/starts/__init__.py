@@ -6,6 +6,7 @@ from ppl_vi.starts.locating import fit_normals, locate
 from ppl_vi.starts.log_joint import WholeLogJoint
 from ppl_vi.starts.mode_search import find_mode
 from ppl_vi.starts.modes import Mode, pooled, shares
+from ppl_vi.starts.prior import drawn, median, toward
 from ppl_vi.starts.whitening import Whitening
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "Mode",
     "Whitening",
     "WholeLogJoint",
+    "drawn",
     "find_mode",
     "find_modes",
     "fit_normals",
     "locate",
+    "median",
     "pooled",
     "shares",
+    "toward",
 ]

@@ -18,20 +18,21 @@ def still(parameters):
 OPTIONS = {"steps": 1, "optimizer": still, "seed": 0, "progress": False}
 
 
+def network(x):
+    unit = pyro.param("unit", torch.ones(()))
+    return torch.stack([unit * x, 0 * x], 1), torch.ones(len(x), 2)
+
+
+def two_units(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+
 def test_a_linear_encoder_has_the_kl_and_the_units_that_it_should():
     """q(z_i) = Normal((x_i, 0), 1): KL x_i²/2 and 0, posterior means of variance var(x) and 0."""
-
-    def network(x):
-        unit = pyro.param("unit", torch.ones(()))
-        return torch.stack([unit * x, 0 * x], 1), torch.ones(len(x), 2)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
-
     x = torch.randn(60)
-    result = fit(model, EncoderGuide(network), x, batch_size=25, **OPTIONS)
+    result = fit(two_units, EncoderGuide(network), x, batch_size=25, **OPTIONS)
     table = result.kl_report(num_samples=200)
     assert table.loc[("z", 0), "kl"] == pytest.approx((x**2 / 2).mean().item(), rel=1e-4)
     assert table.loc[("z", 1), "kl"] == pytest.approx(0.0, abs=1e-6)
@@ -43,6 +44,18 @@ def test_a_linear_encoder_has_the_kl_and_the_units_that_it_should():
     assert table["active"].loc["z"].tolist() == [1, 1, 0]
     new = result.kl_report(2 + torch.zeros(4), num_samples=10)
     assert new.loc[("z", 0), "kl"] == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_of_one_row_are_counted(batch_size):
+    """Row by row, and as the last batch of three and one: the variance is that of all four."""
+    x = torch.tensor([0.0, 0.0, 0.0, 40.0])
+    result = fit(two_units, EncoderGuide(network), x, batch_size=batch_size, **OPTIONS)
+    table = result.kl_report(num_samples=400)
+    assert table.loc[("z", 0), "mean_variance"] == pytest.approx(x.var().item(), rel=0.05)
+    assert table["active"].loc["z"].tolist() == [1, 1, 0]
+    alone = result.kl_report(x[:1], num_samples=10)
+    assert alone["mean_variance"].isna().all()
 
 
 def hierarchy(x):

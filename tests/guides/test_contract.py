@@ -9,11 +9,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_median
 from torch.distributions import biject_to
 
 from ppl_vi import ELBO, GuideError, fit
 from ppl_vi.program import Pair
-from ppl_vi.starts import find_modes
+from ppl_vi.starts import GuideStart, Whitening, find_modes
 
 _SPEC = importlib.util.spec_from_file_location(
     "guide_families", Path(__file__).parent / "families.py"
@@ -189,6 +190,25 @@ def test_saved_and_loaded(float64, family):
     for name in SMALL:
         assert torch.equal(draws[0][name], draws[1][name]), name
         assert draws[0][name].dtype == torch.float64
+
+
+@each
+@pytest.mark.parametrize("fresh_is_whole", [True, False])
+def test_one_that_knew_the_posterior_is_loaded_into_one_that_did_not(
+    float64, family, fresh_is_whole
+):
+    """And the other way round: a triangular factor into a diagonal one's place, and back."""
+    sizes, factor = {"width": 1, "weights": 2, "level": 2}, torch.eye(5) + 0.1 * torch.ones(5, 5)
+    knowing, ignorant = family.make(small), family.make(small)
+    whitening = Whitening(sizes, torch.ones(5), factor.tril())
+    knowing.start_at(GuideStart(init_to_median(), whitening=whitening))
+    fresh, guide = (knowing, ignorant) if fresh_is_whole else (ignorant, knowing)
+    for one in (guide, fresh):
+        one(X)
+    fresh.load_state_dict(guide.state_dict())
+    expected, found = guide.median(X), fresh.median(X)
+    for name in SMALL:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 @each

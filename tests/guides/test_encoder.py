@@ -225,6 +225,10 @@ BAD = {
     "negative": (lambda x: (x[:, :2], -x[:, :2].abs()), "not positive. End it with"),
     "not finite": (lambda x: (x[:, :2] / 0, x[:, :2].exp()), "not finite"),
     "numbers": (lambda x: (0.0, 1.0), "returned"),
+    "wrong width": (
+        perceptron_encoder((7,), 2, []),
+        r"latent='z'\): the network \(GaussianEncoder\) cannot take data of shape \[30, 3\]",
+    ),
 }
 
 
@@ -234,6 +238,31 @@ def test_bad_networks(name):
     network = network.double() if isinstance(network, nn.Module) else network
     with pytest.raises(GuideError, match=said):
         fit(local(of_batch), EncoderGuide(network), rows(), steps=1, progress=False)
+
+
+def test_networks_of_another_dtype_than_the_data():
+    guide = EncoderGuide(perceptron_encoder((3,), 2, []).double())
+    said = (
+        r"parameters of torch.float64 and was given torch.float32.*x\.double\(\), or .*network\.to"
+    )
+    with pytest.raises(GuideError, match=said):
+        fit(local(of_batch), guide, rows().float(), steps=1, progress=False)
+    result = fit(local(of_batch), guide, rows(), steps=1, progress=False)
+    with pytest.raises(GuideError, match=said):
+        result.log_evidence(data=rows().float())
+    with pytest.raises(GuideError, match=said):
+        result.guide.posterior(rows().float())
+    with pytest.raises(GuideError, match="cannot take data of shape") as caught:
+        result.guide.posterior(rows()[:, :2])
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_are_not_guides():
+    with pytest.raises(TypeError, match=r"EncoderGuide is a class.*first, EncoderGuide\(network\)"):
+        fit(local(of_batch), EncoderGuide, rows(), steps=1, progress=False)
+    guide = EncoderGuide(perceptron_encoder((3,), 2, []), rest=EncoderGuide)
+    with pytest.raises(TypeError, match="EncoderGuide is a class"):
+        fit(with_globals(of_batch), guide, rows(), steps=1, progress=False)
 
 
 def test_bad_guides():
@@ -250,6 +279,8 @@ def test_bad_guides():
         attempt(EncoderGuide(network, rest="none"), with_globals(of_batch))
     with pytest.raises(TypeError, match="network must be"):
         EncoderGuide(3.0)
+    with pytest.raises(TypeError, match=r"latent must be the name of one site, not \['z'\]"):
+        EncoderGuide(network, latent=["z"])
     full = perceptron_encoder((3,), 2, [], "full")
     with pytest.raises(GuideError, match="refinement needs standard deviations"):
         attempt(EncoderGuide(full, refinement=Refinement()))

@@ -168,9 +168,11 @@ def test_eager_and_captured_steps_are_the_same():
 
 
 @pytest.mark.slow
-def test_eager_and_compiled_steps_are_the_same():
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_eager_and_compiled_steps_are_the_same(covariance):
     model = VAE((PIXELS,), SIZE, hidden=[5])
-    guide, x = EncoderGuide(encoder_of("bernoulli")), images("bernoulli", num_rows=20)
+    guide = EncoderGuide(encoder_of("bernoulli", covariance))
+    x = images("bernoulli", num_rows=20)
     check_same(model, guide, x, True, "compiled")
 
 
@@ -189,7 +191,7 @@ def check_same(model, guide, x, compile, mode):
 GREY = torch.rand(20, PIXELS)
 BAD = {
     "grey values": ("bernoulli", GREY, r"must be 0 or 1 .* binarize"),
-    "bytes": ("bernoulli", torch.randint(256, (20, PIXELS)).float(), "run from .* to 255"),
+    "bytes": ("bernoulli", torch.full((20, PIXELS), 255.0), "run from .* to 255"),
     "one bad row": ("bernoulli", torch.cat([torch.zeros(19, PIXELS), GREY[:1]]), "must be 0 or 1"),
     "integers": ("bernoulli", torch.zeros(20, PIXELS).long(), r"Pass x\.float"),
     "shape": ("bernoulli", torch.zeros(20, 3, 4), r"shape \[N, 12\], not \[5, 3, 4\]"),
@@ -206,6 +208,29 @@ def test_data_outside_the_support_are_refused_before_the_first_step(name):
     guide = EncoderGuide(perceptron_encoder((PIXELS,), 2, [4]))
     with pytest.raises(DataError, match=said):
         fit(model, guide, x, batch_size=5, steps=1, progress=False)
+
+
+BAD_DECODERS = {
+    "input": (
+        perceptron_decoder(3, (PIXELS,), []),
+        r"decoder \(Sequential\) cannot take .*\[5, 2\]",
+    ),
+    "output": (perceptron_decoder(2, (7,), []), r"should give rows of shape \[12\], not \[7\]"),
+    "dtype": (
+        perceptron_decoder(2, (PIXELS,), []).double(),
+        r"float64 and was given torch\.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DECODERS)
+def test_decoders_that_do_not_fit_are_named(name):
+    decoder, said = BAD_DECODERS[name]
+    model, guide = VAE((PIXELS,), 2, decoder=decoder), perceptron_encoder((PIXELS,), 2, [])
+    with pytest.raises(ModelError, match=said):
+        fit(model, EncoderGuide(guide), images("bernoulli", num_rows=5), steps=1, progress=False)
+    with pytest.raises(ModelError, match=said):
+        model.decode(torch.zeros(5, 2))
 
 
 @pytest.mark.parametrize(

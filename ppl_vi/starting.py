@@ -86,8 +86,7 @@ def resolve_guide(
     if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
         guide.create_plates = _row_plates(model, source, data_plates)
     if not is_named(guide) and not (takes_start(guide) and not guide.started):
-        _check_callable(guide)
-        return guide
+        return _checked(guide)
     visible, start = _start(model, source, data_plates, values, restart)
     program = hide(visible, elsewhere) if elsewhere else visible
     if isinstance(guide, str):
@@ -99,8 +98,8 @@ def resolve_guide(
     return guide
 
 
-def _check_callable(guide: Any) -> None:
-    """Raise TypeError for what is no guide, nor a name or class of one."""
+def _checked(guide: Any) -> Program:
+    """A guide as it is; a TypeError for what is none, nor a name or class of one."""
     if isinstance(guide, type):
         wanted = [n for n, p in signature(guide).parameters.items() if p.default is p.empty]
         raise TypeError(
@@ -112,6 +111,8 @@ def _check_callable(guide: Any) -> None:
             f"guide: pass a name, a guide or an autoguide, not {type(guide).__name__}. If "
             f"these are the data, they are the third argument: fit(model, 'normal', data)."
         )
+    made: Program = guide
+    return made
 
 
 def _start(

@@ -19,7 +19,7 @@ def median(site: Any) -> Tensor:
     """The median of a site's prior; a flat one has none."""
     if is_improper(site["fn"]):
         return feasible_value(site["fn"])
-    value: Tensor = init_tomedian(site, num_samples=_DRAWS_FOR_A_MEDIAN)
+    value: Tensor = init_to_median(site, num_samples=_DRAWS_FOR_A_MEDIAN)
     return value
 
 

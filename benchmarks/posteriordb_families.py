@@ -19,7 +19,15 @@ import torch
 from benchmarks.posteriordb_programs import POSTERIORS
 from ppl_vi import FitResult, fit
 
-GUIDES = ("normal", "lowrank", "multivariate_normal", "laplace")
+GUIDES = (
+    "normal",
+    "lowrank",
+    "multivariate_normal",
+    "laplace",
+    "structured",
+    "mixture",
+    "flow",
+)
 _DRAWS = 40_000
 _HEAD = "| posterior | guide | worst mean error | sd ratios | ELBO | seconds |\n" + "|---" * 6 + "|"
 

@@ -60,8 +60,9 @@ def fit(
             site or parameter that it returns.
         guide: ``"normal"``, ``"multivariate_normal"``, ``"lowrank"``, ``"delta"``, any Pyro guide,
             or an autoguide (instance or class); ``"laplace"`` for the Gaussian of the curvature at
-            the mode; ``"cavi"`` for exact updates of a conjugate model; an ``EncoderGuide`` to amortize
-            a latent of rows.
+            the mode; ``"structured"``, ``"mixture"`` or ``"flow"`` where the posterior bends or has
+            several modes; ``"cavi"`` for exact updates of a conjugate model; an ``EncoderGuide`` to
+            amortize a latent of rows.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
             Floating-point arrays take torch's default dtype, tensors keep theirs.

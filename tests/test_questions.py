@@ -613,8 +613,28 @@ def test_points_rows_and_subsamples():
         with pyro.plate("data", len(x), subsample_size=2) as rows:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
 
-    with pytest.raises(ModelError, match="plate 'data' has 2 of 5 elements"):
+    told = "plate 'data' has 2 of 5 elements, .* but {} needs all of them"
+    with pytest.raises(ModelError, match=told.format("a log evidence")):
         fixed(subsampling, at(0.0, 1.0), X).log_evidence(10)
+    with pytest.raises(ModelError, match=told.format("a mode")):
+        fixed(subsampling, at(0.0, 1.0), X).mode()
+    with pytest.raises(ModelError, match=told.format("the guide 'laplace'")):
+        fit(subsampling, "laplace", X, steps=1, progress=False)
+
+
+def test_a_conditional_of_a_model_that_subsamples_is_fitted(monkeypatch):
+    """Whether a closed form holds would be told by a subsample, not by the data."""
+
+    def subsampling(x, y):
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        last = pyro.sample("last", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            center = slopes @ x[rows, :2].mT + last[..., None] * x[rows, 2]
+            pyro.sample("y", dist.Normal(center, 1.0), obs=y[rows])
+
+    result = posterior(subsampling)
+    monkeypatch.setattr("ppl_vi.fitting.fit", lambda *args, **options: result)
+    assert result.conditional({"last": 1.0}).stop_reason is not StopReason.CLOSED_FORM
 
 
 def test_uneven_weights_are_told():

@@ -18,7 +18,7 @@ from ppl_vi.compilation import Execution
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
-from ppl_vi.preparation import structure_of
+from ppl_vi.preparation import structure_of, subsampled_plate
 from ppl_vi.program import (
     HoldParameters,
     Pair,
@@ -175,6 +175,8 @@ def _closed_form(job: Job, structure: Structure, pair: Pair, values: Values) -> 
     rows = any(not job.data_plates.isdisjoint(structure.sites[name].plates) for name in sites)
     if is_swept(job.guide) or rows or not set(values) < set(sites):
         return None
+    if subsampled_plate(structure) is not None:
+        return None  # whether it holds is told by all rows
     gaussian = find_gaussian(structure, pair, sites)
     if gaussian.sizes.keys() != set(sites) or gaussian.independent(list(values)):
         return None

@@ -203,7 +203,8 @@ class Questions(ABC):
 
         Raises:
             ModelError: no maximum was found, as where the density has no bound; the model has no
-                continuous latent; or a discrete latent cannot be summed out.
+                continuous latent; a discrete latent cannot be summed out; or the model takes a
+                subsample of its own.
 
         Example:
             >>> import torch, pyro, pyro.distributions as dist

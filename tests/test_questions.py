@@ -307,6 +307,9 @@ def test_marginals_of_a_joint_gaussian():
     exact = dist.MultivariateNormal(LOCATION, COVARIANCE)
     u = torch.cat([draws["slopes"], draws["last"][:, None]], -1)
     torch.testing.assert_close(both.log_prob(draws), exact.log_prob(u))
+    twice = result.marginal(["last", "slopes", "last"])
+    torch.testing.assert_close(twice.covariance, both.covariance)
+    torch.testing.assert_close(twice.log_prob(draws), both.log_prob(draws))
     one = result.marginal("last").distributions["last"]
     assert isinstance(one, dist.Normal)
     torch.testing.assert_close(one.scale**2, COVARIANCE[2, 2])

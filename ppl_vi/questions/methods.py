@@ -102,7 +102,7 @@ class Questions(ABC):
         the fit is.
 
         Args:
-            sites: names of latents, or of deterministic sites.
+            sites: names of latents, or of deterministic sites; one named twice counts once.
 
         Returns:
             A distribution with ``sample(n)``, ``log_prob(values)``, ``mean``, ``covariance``,
@@ -127,7 +127,7 @@ class Questions(ABC):
             >>> type(result.marginal("slope").distributions["slope"]).__name__
             'Normal'
         """
-        names = [sites] if isinstance(sites, str) else list(sites)
+        names = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
         pair = self.job.pair(self.job.source.whole())
         with self.fitted.applied():
             structure = structure_of(pair)

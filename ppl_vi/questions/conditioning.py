@@ -31,7 +31,7 @@ from ppl_vi.program import (
 )
 from ppl_vi.questions.checks import check_names, check_value
 from ppl_vi.questions.gaussians import find_gaussian
-from ppl_vi.questions.gaussians_as_guides import GaussianGuide
+from ppl_vi.questions.gaussians_as_guides import FoundGaussianGuide
 from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import takes_start
@@ -184,7 +184,7 @@ def _closed_form(job: Job, structure: Structure, pair: Pair, values: Values) -> 
         return None
     given = {n: v.reshape(squeezed_shape(structure, n)) for n, v in values.items() if v is not None}
     numbers, _ = gaussian.of(list(given)).unconstrained(given)
-    return GaussianGuide.of(gaussian.given(list(given), numbers), structure)
+    return FoundGaussianGuide.of(gaussian.given(list(given), numbers), structure)
 
 
 def _without_steps(job: Job) -> FitResult:
@@ -238,7 +238,8 @@ def _again(guide: AutoGuide, model: Any) -> Any:
     A guide of our own keeps its options as attributes of the same names; of others the class is
     taken, with its defaults.
     """
-    _, *parameters = inspect.signature(type(guide)).parameters.values()
+    family: Any = type(guide)
+    _, *parameters = inspect.signature(family).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     options = [p for p in parameters if p.name != "create_plates" and p.kind not in several]
     if takes_start(guide) and all(hasattr(guide, option.name) for option in options):
@@ -246,4 +247,4 @@ def _again(guide: AutoGuide, model: Any) -> Any:
             model, **{option.name: getattr(guide, option.name) for option in options}
         )
     needed = any(option.default is option.empty for option in options)
-    return None if needed else type(guide)
+    return None if needed else family

@@ -51,7 +51,7 @@ class _EscapeError(Exception):
         self.site = site
 
 
-def find_mode(pair: Pair) -> Draws:
+def joint_mode(pair: Pair) -> Draws:
     """A joint mode of the continuous latents, by site on their own supports; inside fitted parameters.
 
     Args:

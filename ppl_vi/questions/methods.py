@@ -16,7 +16,7 @@ from ppl_vi.questions.checks import check_names
 from ppl_vi.questions.conditioning import condition
 from ppl_vi.questions.evidence import LogEvidence, log_evidence
 from ppl_vi.questions.marginals import Marginal, find_marginal
-from ppl_vi.questions.maximizing import find_mode
+from ppl_vi.questions.maximizing import joint_mode
 from ppl_vi.sweeping import is_swept
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Questions(ABC):
         """
         pair = self.job.pair(self.job.source.whole())
         with self.fitted.applied():
-            return find_mode(pair)
+            return joint_mode(pair)
 
     @abstractmethod
     def _draws_of(self, sites: Sequence[str], num_samples: int) -> dict[str, Tensor]:

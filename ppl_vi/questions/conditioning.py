@@ -242,7 +242,8 @@ def _again(guide: AutoGuide, model: Any) -> Any:
     _, *parameters = inspect.signature(family).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     options = [p for p in parameters if p.name != "create_plates" and p.kind not in several]
-    if takes_start(guide) and all(hasattr(guide, option.name) for option in options):
+    kept = takes_start(guide) and all(hasattr(guide, option.name) for option in options)
+    if kept:
         return type(guide)(
             model, **{option.name: getattr(guide, option.name) for option in options}
         )

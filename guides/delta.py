@@ -15,6 +15,7 @@ from ppl_vi.guides.gaussian import GaussianGuide, NormalGuide
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.unconstrained import Unconstrained
 from ppl_vi.job import Job
+from ppl_vi.preparation import check_whole, structure_of
 from ppl_vi.registry import autoguide_builder, register_guide
 from ppl_vi.starts import GuideStart, WholeLogJoint, find_mode
 
@@ -75,6 +76,7 @@ class LaplaceGuide(GaussianGuide):
 
     Raises:
         GuideError: a latent stands in the plate of minibatches, or the density has no mode near.
+        ModelError: the model takes a subsample of its own.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -112,9 +114,16 @@ class LaplaceGuide(GaussianGuide):
     def _root(self) -> Tensor:
         return self.root if self._at_mode else torch.zeros_like(self.root)
 
-    def begin_fit(self) -> None:
-        """Walk to the mode as a point."""
+    def begin_fit(self, job: Job) -> None:
+        """Walk to the mode as a point.
+
+        Raises:
+            ModelError: the model takes a subsample of its own, whose curvature is not that of all rows.
+        """
         self._at_mode = False
+        batch = next(job.source.sequence())
+        with job.handler(batch):
+            check_whole(structure_of(job.pair(batch)), job.data_plates, "the guide 'laplace'")
 
     @torch.no_grad()
     def finish_fit(self, job: Job) -> None:

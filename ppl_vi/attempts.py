@@ -173,14 +173,14 @@ def _prepare(settings: Settings, restart: int) -> tuple[Job, Structure]:
     values = initial_values(model, source)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
-        if has_last_word(guide):
-            guide.begin_fit()
         if is_swept(guide):
             check_settings(settings.objective, settings.optimizer, settings.kl_schedule)
             batch = look_at(source, plates, ROWS_TO_START)
             wish, elsewhere = settings.compile, restart > 0
             guide.begin(batch.args, batch.kwargs, values, plates, elsewhere, wish)
         job = Job(model, guide, source, plates)
+        if has_last_word(guide):
+            guide.begin_fit(job)
         return job, job.check()
 
 

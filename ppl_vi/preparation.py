@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ppl_vi.drawing import check_landing, draw_with, naming
+from ppl_vi.errors import ModelError
 from ppl_vi.memory import known_about
 from ppl_vi.planning import Choices, Plan, make_plan
 from ppl_vi.program import (
     ClosedForm,
     Dependencies,
     Pair,
+    Plate,
     Structure,
     draw_plainly,
     find_closed_forms,
@@ -98,6 +100,36 @@ def structure_of(pair: Pair) -> Structure:
         known[asked] = inspect(pair)
     structure: Structure = known[asked]
     return structure
+
+
+def subsampled_plate(structure: Structure, handed: Collection[str] = ()) -> Plate | None:
+    """A plate whose elements the programs take by themselves; None where they take all.
+
+    Args:
+        structure: of the programs.
+        handed: plates that are handed their rows.
+    """
+    for plate in structure.plates.values():
+        if plate.size < plate.full_size and plate.name not in handed:
+            return plate
+    return None
+
+
+def check_whole(structure: Structure, handed: Collection[str], asked: str) -> None:
+    """Raise a ModelError where the programs take a subsample by themselves.
+
+    Args:
+        structure: of the programs.
+        handed: plates that are handed their rows.
+        asked: what needs all rows, in words.
+    """
+    plate = subsampled_plate(structure, handed)
+    if plate is not None:
+        raise ModelError(
+            f"plate '{plate.name}' has {plate.size} of {plate.full_size} elements, which the model "
+            f"takes by itself, but {asked} needs all of them. Leave the subsampling to "
+            f"fit(batch_size=...)."
+        )
 
 
 def forget(pair: Pair) -> None:

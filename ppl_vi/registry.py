@@ -31,11 +31,11 @@ class StartedGuide(Protocol):
 class FinishedGuide(Protocol):
     """A guide that has a last word when the steps of a fit are over."""
 
-    def begin_fit(self) -> None:
-        """Steps are about to be taken."""
+    def begin_fit(self, job: Any) -> None:
+        """Steps are about to be taken, on this ``ppl_vi.job.Job``."""
 
     def finish_fit(self, job: Any) -> None:
-        """They were taken, on this ``ppl_vi.job.Job``."""
+        """They were taken."""
 
 
 def has_last_word(guide: Any) -> TypeGuard[FinishedGuide]:

@@ -380,6 +380,30 @@ def test_other_guides_are_fitted_again():
     assert given.stop_reason is StopReason.STEPS and "slopes" in given.sample(2)
 
 
+def test_another_fit_keeps_the_options_of_the_guide():
+    from pyro.infer.autoguide import AutoMultivariateNormal
+
+    from ppl_vi.guides import LowRankGuide, MixtureGuide
+
+    class Scaled(AutoMultivariateNormal):
+        def __init__(self, model, width):
+            super().__init__(model, init_scale=width)
+
+    def plain(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    settings = {"steps": 1, "progress": False, "seed": 0, "compile": False}
+    for guide, name in ((MixtureGuide, "num_components"), (LowRankGuide, "rank")):
+        given = fit(plain, guide(plain, **{name: 3}), X, **settings).conditional(
+            {"b": 1.0}, **settings
+        )
+        assert type(given.guide) is guide and getattr(given.guide, name) == 3
+        assert given.sample(2)["a"].shape == (2,)
+    result = fit(plain, Scaled(plain, 0.3), X, **settings)
+    assert result.conditional({"b": 1.0}, **settings).sample(2)["a"].shape == (2,)
+
+
 def test_data_may_be_inferred_too():
     result = fit(regression, "cavi", (DESIGN, TARGET), progress=False, compile=False)
     given = result.conditional({"last": 1.0, "slopes": [1.0, -1.0], "y": None}, compile=False)
@@ -462,6 +486,8 @@ def test_factors_of_their_own():
     marginal = result.marginal("p")
     assert marginal.exact and isinstance(marginal.distributions["p"], dist.Beta)
     assert marginal.mean["p"].item() == pytest.approx(5 / 9)
+    twice, at = result.marginal(["p", "p"]), {"p": torch.tensor(0.3)}
+    assert twice.log_prob(at) == marginal.log_prob(at) and twice.covariance.shape == (1, 1)
     assert result.log_evidence(3).standard_error < 1e-7
 
 
@@ -613,8 +639,28 @@ def test_points_rows_and_subsamples():
         with pyro.plate("data", len(x), subsample_size=2) as rows:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
 
-    with pytest.raises(ModelError, match="plate 'data' has 2 of 5 elements"):
+    told = "plate 'data' has 2 of 5 elements, .* but {} needs all of them"
+    with pytest.raises(ModelError, match=told.format("a log evidence")):
         fixed(subsampling, at(0.0, 1.0), X).log_evidence(10)
+    with pytest.raises(ModelError, match=told.format("a mode")):
+        fixed(subsampling, at(0.0, 1.0), X).mode()
+    with pytest.raises(ModelError, match=told.format("the guide 'laplace'")):
+        fit(subsampling, "laplace", X, steps=1, progress=False)
+
+
+def test_a_conditional_of_a_model_that_subsamples_is_fitted(monkeypatch):
+    """Whether a closed form holds would be told by a subsample, not by the data."""
+
+    def subsampling(x, y):
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        last = pyro.sample("last", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            center = slopes @ x[rows, :2].mT + last[..., None] * x[rows, 2]
+            pyro.sample("y", dist.Normal(center, 1.0), obs=y[rows])
+
+    result = posterior(subsampling)
+    monkeypatch.setattr("ppl_vi.fitting.fit", lambda *args, **options: result)
+    assert result.conditional({"last": 1.0}).stop_reason is not StopReason.CLOSED_FORM
 
 
 def test_uneven_weights_are_told():

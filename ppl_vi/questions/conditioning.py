@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from ppl_vi.compilation import Execution
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
-from ppl_vi.preparation import structure_of
+from ppl_vi.preparation import structure_of, subsampled_plate
 from ppl_vi.program import (
     HoldParameters,
     Pair,
@@ -30,9 +31,10 @@ from ppl_vi.program import (
 )
 from ppl_vi.questions.checks import check_names, check_value
 from ppl_vi.questions.gaussians import find_gaussian
-from ppl_vi.questions.gaussians_as_guides import GaussianGuide
+from ppl_vi.questions.gaussians_as_guides import FoundGaussianGuide
 from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
+from ppl_vi.registry import takes_start
 from ppl_vi.stopping import StopReason
 from ppl_vi.sweeping import is_swept
 
@@ -71,7 +73,7 @@ def condition(
 
     settings = {"progress": False, "data_plate": min(job.data_plates, default=None), **options}
     with _frozen(model.modules):
-        chosen = _family(job, structure, values) if guide is None else guide
+        chosen = _family(job, model, structure, values) if guide is None else guide
         result = fit(model, chosen, job.source, **settings)
     return replace(result, fitted=result.fitted.including(model.modules))
 
@@ -175,12 +177,14 @@ def _closed_form(job: Job, structure: Structure, pair: Pair, values: Values) -> 
     rows = any(not job.data_plates.isdisjoint(structure.sites[name].plates) for name in sites)
     if is_swept(job.guide) or rows or not set(values) < set(sites):
         return None
+    if subsampled_plate(structure) is not None:
+        return None  # whether it holds is told by all rows
     gaussian = find_gaussian(structure, pair, sites)
     if gaussian.sizes.keys() != set(sites) or gaussian.independent(list(values)):
         return None
     given = {n: v.reshape(squeezed_shape(structure, n)) for n, v in values.items() if v is not None}
     numbers, _ = gaussian.of(list(given)).unconstrained(given)
-    return GaussianGuide.of(gaussian.given(list(given), numbers), structure)
+    return FoundGaussianGuide.of(gaussian.given(list(given), numbers), structure)
 
 
 def _without_steps(job: Job) -> FitResult:
@@ -215,13 +219,33 @@ def _holds(result: FitResult) -> bool:
     return mean.effective.min().item() >= _FEWEST
 
 
-def _family(job: Job, structure: Structure, values: Values) -> Any:
+def _family(job: Job, model: Any, structure: Structure, values: Values) -> Any:
     """The family of the guide, for a fit of the sites that are left."""
-    own = type(job.guide)
     if is_swept(job.guide):
         return "cavi"
     if isinstance(job.guide, AutoGuide) and not isinstance(job.guide, (AutoGuideList, AutoDelta)):
-        return own
+        again = _again(job.guide, model)
+        if again is not None:
+            return again
     rest = [n for n in structure.of_kind("latent") if n not in values]
     size = sum(structure.sites[name].shape.numel() for name in rest)
     return "multivariate_normal" if size <= _MOST_TOGETHER and not job.data_plates else "normal"
+
+
+def _again(guide: AutoGuide, model: Any) -> Any:
+    """The guide's family for another model; None where it cannot be built.
+
+    A guide of our own keeps its options as attributes of the same names; of others the class is
+    taken, with its defaults.
+    """
+    family: Any = type(guide)
+    _, *parameters = inspect.signature(family).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    options = [p for p in parameters if p.name != "create_plates" and p.kind not in several]
+    kept = takes_start(guide) and all(hasattr(guide, option.name) for option in options)
+    if kept:
+        return type(guide)(
+            model, **{option.name: getattr(guide, option.name) for option in options}
+        )
+    needed = any(option.default is option.empty for option in options)
+    return None if needed else family

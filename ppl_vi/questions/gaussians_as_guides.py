@@ -15,7 +15,7 @@ from ppl_vi.program import Site, Structure
 from ppl_vi.questions.gaussians import JointGaussian
 
 
-class GaussianGuide(torch.nn.Module):
+class FoundGaussianGuide(torch.nn.Module):
     """Draw all numbers of some latents together, and send each site to its support.
 
     Args:
@@ -33,7 +33,7 @@ class GaussianGuide(torch.nn.Module):
         self.register_buffer("scale_tril", normal.scale_tril)
 
     @classmethod
-    def of(cls, gaussian: JointGaussian, structure: Structure) -> GaussianGuide | None:
+    def of(cls, gaussian: JointGaussian, structure: Structure) -> FoundGaussianGuide | None:
         """The guide; None where some numbers decide over others, so that there is no density."""
         normal = gaussian.distribution()
         return None if normal is None else cls(gaussian, normal, structure)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vi.errors import ModelError
-from ppl_vi.preparation import structure_of
+from ppl_vi.preparation import check_whole, structure_of
 from ppl_vi.program import (
     LatentSite,
     Pair,
@@ -51,14 +51,15 @@ class _EscapeError(Exception):
         self.site = site
 
 
-def find_mode(pair: Pair) -> Draws:
+def joint_mode(pair: Pair) -> Draws:
     """A joint mode of the continuous latents, by site on their own supports; inside fitted parameters.
 
     Args:
         pair: the model, the guide and their arguments, with all rows.
 
     Raises:
-        ModelError: no maximum was found, or a discrete latent cannot be summed out.
+        ModelError: no maximum was found, a discrete latent cannot be summed out, or the model takes a
+            subsample by itself.
     """
     names = enumerable_sites(pair.model, pair.args, pair.kwargs)
     pair = pair._replace(guide=hide(pair.guide, names)) if names else pair
@@ -71,6 +72,7 @@ class _Climb:
 
     def __init__(self, pair: Pair) -> None:
         self._pair, self._structure = pair, structure_of(pair)
+        check_whole(self._structure, (), "a mode")
         with torch.no_grad():
             drawn = run_guide(self._structure, pair, draw_plainly, _TRIED).values
             density = self._log_joint(drawn, _TRIED).nan_to_num(nan=-torch.inf)

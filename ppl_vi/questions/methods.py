@@ -16,7 +16,7 @@ from ppl_vi.questions.checks import check_names
 from ppl_vi.questions.conditioning import condition
 from ppl_vi.questions.evidence import LogEvidence, log_evidence
 from ppl_vi.questions.marginals import Marginal, find_marginal
-from ppl_vi.questions.maximizing import find_mode
+from ppl_vi.questions.maximizing import joint_mode
 from ppl_vi.sweeping import is_swept
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Questions(ABC):
         the fit is.
 
         Args:
-            sites: names of latents, or of deterministic sites.
+            sites: names of latents, or of deterministic sites; one named twice counts once.
 
         Returns:
             A distribution with ``sample(n)``, ``log_prob(values)``, ``mean``, ``covariance``,
@@ -127,7 +127,7 @@ class Questions(ABC):
             >>> type(result.marginal("slope").distributions["slope"]).__name__
             'Normal'
         """
-        names = [sites] if isinstance(sites, str) else list(sites)
+        names = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
         pair = self.job.pair(self.job.source.whole())
         with self.fitted.applied():
             structure = structure_of(pair)
@@ -203,7 +203,8 @@ class Questions(ABC):
 
         Raises:
             ModelError: no maximum was found, as where the density has no bound; the model has no
-                continuous latent; or a discrete latent cannot be summed out.
+                continuous latent; a discrete latent cannot be summed out; or the model takes a
+                subsample of its own.
 
         Example:
             >>> import torch, pyro, pyro.distributions as dist
@@ -220,7 +221,7 @@ class Questions(ABC):
         """
         pair = self.job.pair(self.job.source.whole())
         with self.fitted.applied():
-            return find_mode(pair)
+            return joint_mode(pair)
 
     @abstractmethod
     def _draws_of(self, sites: Sequence[str], num_samples: int) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.errors import GuideError, ModelError
+from ppl_vi.errors import GuideError
 from ppl_vi.evaluation import WeightedPair
-from ppl_vi.preparation import dependencies_of, structure_of
+from ppl_vi.preparation import check_whole, dependencies_of, structure_of
 from ppl_vi.program import Factor, Pair, Structure, align, draw_plainly, run, run_guide
 from ppl_vi.questions.weights import MeanWeight
 from ppl_vi.randomness import forked_rng
@@ -84,7 +84,7 @@ class Weighing:
             pair, _, handler = next(iter(self.batches()))
             with handler:
                 structure = structure_of(pair)
-                _check_whole(structure, self.row_plates)
+                check_whole(structure, self.row_plates, "a log evidence")
                 _check_points(structure, pair, given=self.posterior is not None)
                 plate = self._plate(structure, pair)
             random = _random(structure)
@@ -223,16 +223,6 @@ class _Held:
             return value.reshape(distribution.shape())
         self._calls[name] += 1
         return value[self._calls[name] - 1]
-
-
-def _check_whole(structure: Structure, row_plates: frozenset[str]) -> None:
-    for plate in structure.plates.values():
-        if plate.size < plate.full_size and plate.name not in row_plates:
-            raise ModelError(
-                f"plate '{plate.name}' has {plate.size} of {plate.full_size} elements, which the model "
-                f"takes by itself, but a log evidence needs all of them. Leave the subsampling to "
-                f"fit(batch_size=...)."
-            )
 
 
 def _check_points(structure: Structure, pair: Pair, given: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vi.errors import GuideError
 from ppl_vi.guides.gaussian_factor import GaussianFactor
 from ppl_vi.guides.refinement import Refinement
+from ppl_vi.guides.unconstrained import check_supports
 from ppl_vi.networks import called
 from ppl_vi.preparation import shapes_of
 from ppl_vi.program import (
@@ -154,6 +155,7 @@ class EncodedGuide(nn.Module):
         shapes = shapes_of(Pair(model, self, args, kwargs))
         is_new = shapes not in self._seen
         if is_new:
+            check_supports(model, args, kwargs, [self.latent])
             self._seen[shapes] = look_at_latents(model, args, kwargs)
         return self._seen[shapes], is_new
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 from torch.distributions.transforms import ReshapeTransform, Transform
 
 from ppl_vi.errors import GuideError
 from ppl_vi.guides.refinement import Refinement
-from ppl_vi.program import Latents, LatentSite
+from ppl_vi.program import Latents, LatentSite, is_real
 
 
 class GaussianFactor:
@@ -137,7 +137,7 @@ class GaussianFactor:
                 base = dist.TransformedDistribution(base, [shaped])
         else:
             base = dist.Normal(self.loc, self.scale).to_event(len(self.event))
-        if _is_real(self.site.support):
+        if is_real(self.site.support):
             return base
         return _OnSupport(base, self.transform, self.site.support)
 
@@ -156,12 +156,6 @@ class _OnSupport(dist.TransformedDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         base, transform, support = self._given
         return _OnSupport(base.expand(batch_shape), transform, support)
-
-
-def _is_real(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real
 
 
 def _shapes(output: Any) -> list[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vi.errors import GuideError
-from ppl_vi.program import unheard
+from ppl_vi.program import moving_supports, unheard
 from ppl_vi.starts import GuideStart
 
 _DRAWS_FOR_A_MEDIAN = 1_001
@@ -150,6 +150,7 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
         self._model = (InitMessenger(self._initial)(self._program[0]),)
         super()._setup_prototype(*args, **kwargs)
         nodes = dict(self.prototype_trace.iter_stochastic_nodes())
+        check_supports(self._program[0], args, kwargs, tuple(nodes))
         self._latents = {name: Unconstrained.of(name, site) for name, site in nodes.items()}
         rows = self._row_plates(*args, **kwargs)
         self._apart = tuple(n for n, v in self._latents.items() if self._stands_apart(v, rows))
@@ -281,6 +282,17 @@ class UnconstrainedGuide(AutoGuide, metaclass=_AbstractModule):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The medians of each number in unconstrained space, sent to the supports, by site."""
         return {name: v[0] for name, v in self.quantiles([0.5], *args, **kwargs).items()}
+
+
+def check_supports(model: Any, args: Any, kwargs: Any, drawn: Collection[str]) -> None:
+    """Raise a GuideError where the support of a latent that is drawn depends on another latent."""
+    for name in moving_supports(model, args, kwargs):
+        if name in drawn:
+            raise GuideError(
+                f"site '{name}': its support depends on other latents, and this guide draws it on a "
+                f"fixed one. Draw it on a fixed support in the model and move that (share ~ "
+                f"Uniform(0, 1), {name} = end * share), or write a guide of your own."
+            )
 
 
 def nested(module: Any, name: str) -> Any:

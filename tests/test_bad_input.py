@@ -66,6 +66,12 @@ def fixed(x: Any) -> None:
     pyro.sample("width", dist.LogNormal(0.0, 1.0))
 
 
+def no_groups(x: Any) -> None:
+    model(x)
+    with pyro.plate("groups", 0):
+        pyro.sample("group", dist.Normal(0.0, 1.0))
+
+
 def failing(x: Any) -> None:
     guide(x)
     raise RuntimeError("a bug of mine")
@@ -224,6 +230,11 @@ CASES: dict[str, Bad] = {
                                    guide="normal", objective=pyro.infer.Trace_ELBO()),
     "score function of moving ends": bad(GuideError, "'width'.*Pathwise", guide=needs_draws,
                                          objective=ScoreFunctionELBO()),
+    "empty plate": bad(ModelError, "'groups' of the model has size 0", model=no_groups),
+    "empty plate, named guide": bad(ModelError, "'groups' of the model", model=no_groups,
+                                    guide="normal"),
+    "empty plate, exact updates": bad(ModelError, "'groups' of the model", model=no_groups,
+                                      guide="cavi"),
 }  # fmt: skip
 
 

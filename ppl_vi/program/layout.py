@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pyro.distributions import ImproperUniform, Independent, MaskedDistribution
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from ppl_vi.errors import ModelError
 
@@ -97,6 +97,13 @@ def unexpanded(distribution: Any) -> Any:
 def is_improper(distribution: Any) -> bool:
     """Whether it is Pyro's flat prior, which has no draws."""
     return isinstance(innermost(distribution), ImproperUniform)
+
+
+def is_real(support: Any) -> bool:
+    """Whether all real numbers are in the support."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector
 
 
 def feasible_value(distribution: Any) -> Tensor:

@@ -9,11 +9,21 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vi.errors import GuideError
 from ppl_vi.program.expected import Latents, expected_terms, latents_of, summed_out
+from ppl_vi.program.layout import is_real
 from ppl_vi.program.messengers import naming_site, unheard
-from ppl_vi.program.tracing import Pair, Program, draw_plainly, drawn_values
+from ppl_vi.program.tracing import (
+    Pair,
+    Program,
+    draw_plainly,
+    drawn_values,
+    factor_sites,
+    subsampled_rows,
+    trace_model,
+)
 from ppl_vi.randomness import forked_rng
 
 
@@ -21,6 +31,38 @@ def look_at_latents(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any
     """The latents of a model on these arguments; no parameter is created, no random number used."""
     with unheard(), forked_rng(), torch.no_grad(), pyro.get_param_store().scope():
         return latents_of(Pair(model, model, args, kwargs), draw_plainly)
+
+
+def moving_supports(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """The continuous latents whose supports other latents move, as of Uniform(0, sigmoid(z)).
+
+    Found from two runs: one on draws of the prior, one with all continuous latents at the image of 0.
+    """
+    pair = Pair(model, model, args, kwargs)
+    store = pyro.get_param_store()
+    with unheard(), forked_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with store.scope(store.get_state()):
+            drawn = trace_model(pair, {})
+            continuous = {
+                name: site
+                for name, site in factor_sites(drawn).items()
+                if not site["is_observed"] and not site["fn"].support.is_discrete
+            }
+            if all(is_real(site["fn"].support) for site in continuous.values()):
+                return []
+            still = {name: _image_of_zero(site, site) for name, site in continuous.items()}
+            again = trace_model(pair, {**subsampled_rows(drawn), **still}).nodes
+            return [
+                name
+                for name, site in continuous.items()
+                if not torch.equal(still[name], _image_of_zero(again[name], site))
+            ]
+
+
+def _image_of_zero(site: Mapping[str, Any], shaped: Mapping[str, Any]) -> Tensor:
+    transform = biject_to(site["fn"].support)
+    value: Tensor = transform(torch.zeros_like(transform.inv(shaped["value"])))
+    return value
 
 
 def log_joint_of(

@@ -125,13 +125,16 @@ class VisitSites(Messenger):
 
 
 class LastSite(Messenger):
-    """Remember the last site reached, so that an error can name it."""
+    """Remember the last site reached, so that an error can name it, and any plate of size 0."""
 
     name: str | None = None
+    empty_plate: str | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg):
             self.name = msg["name"]
+        elif msg["fn"].size == 0:
+            self.empty_plate = msg["name"]
 
 
 class DataPlate(Messenger):
@@ -251,6 +254,13 @@ def naming_site(what: str, error: type[ValueError]) -> Iterator[None]:
     try:
         with last:
             yield
+    except ZeroDivisionError as cause:  # Pyro's word for it
+        if last.empty_plate is None:
+            raise
+        raise error(
+            f"plate '{last.empty_plate}' of {what} has size 0. Leave the plate and its sites out where "
+            f"they have no elements, or correct the data that its size comes from."
+        ) from cause
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as cause:
         message = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
         if isinstance(cause, ModelError | GuideError | DataError):

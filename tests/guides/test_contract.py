@@ -13,6 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch.distributions import biject_to
 
 from ppl_vi import ELBO, GuideError, fit
+from ppl_vi.guides import MultivariateNormalGuide
 from ppl_vi.program import Pair
 from ppl_vi.starts import GuideStart, Whitening, find_modes
 
@@ -209,6 +210,34 @@ def test_one_that_knew_the_posterior_is_loaded_into_one_that_did_not(
     expected, found = guide.median(X), fresh.median(X)
     for name in SMALL:
         torch.testing.assert_close(found[name], expected[name])
+
+
+def under_another(x):
+    """A latent whose support ends where another latent is, and one beside it of fixed ends."""
+    end = pyro.sample("end", dist.LogNormal(0.0, 1.0))
+    share = pyro.sample("share", dist.Uniform(0.0, 1.0))
+    below = pyro.sample("below", dist.Uniform(0.0, end))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(share + below, 1.0), obs=x)
+
+
+@each
+def test_supports_that_other_latents_move_are_refused(family):
+    with pytest.raises(GuideError, match=r"site 'below': its support depends .*share ~ Uniform"):
+        family.make(under_another)(X)
+
+
+def ends_in_the_data(x):
+    """Ends that differ from row to row, and rows that the model chooses by itself, are none of that."""
+    with pyro.plate("data", len(x), subsample_size=5) as rows:
+        below = pyro.sample("below", dist.Uniform(0.0, x[rows].abs()))
+        pyro.sample("x", dist.Normal(below, 1.0), obs=x[rows])
+
+
+def test_supports_that_latents_move_are_refused_by_fit_and_those_that_data_move_drawn():
+    with pytest.raises(GuideError, match="site 'below': its support depends on other latents"):
+        fit(under_another, "normal", X, steps=1, progress=False)
+    assert MultivariateNormalGuide(ends_in_the_data)(X)["below"].shape == (5,)
 
 
 @each

@@ -287,6 +287,15 @@ def test_bad_guides():
     with pytest.raises(ValueError, match="Refinement needs"):
         Refinement(num_draws=3)
 
+    def below_another(x):
+        end = pyro.sample("end", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(2), end.unsqueeze(-1)).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[:, :2])
+
+    with pytest.raises(GuideError, match="site 'z': its support depends"):
+        attempt(EncoderGuide(network), below_another)
+
     def labels(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(0.5))

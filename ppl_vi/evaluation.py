@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from ppl_vi.estimate import Estimate
-from ppl_vi.preparation import structure_of
+from ppl_vi.preparation import structure_of, subsampled_plate
 from ppl_vi.program import DataPlate, Pair, Structure, draw_plainly, run
 from ppl_vi.randomness import forked_rng
 
@@ -47,7 +47,7 @@ def _log_weights(
     draws = min(_MOST_DRAWS, max(fewest, affordable))
     at_once = max(1, min(draws, _ELEMENTS_AT_ONCE // elements))
     handed = handler.names if isinstance(handler, DataPlate) else ()
-    if any(p.size < p.full_size and p.name not in handed for p in structure.plates.values()):
+    if subsampled_plate(structure, handed) is not None:
         at_once = 1  # the program subsamples by itself; draws of one run share their rows
     counts = [at_once] * (draws // at_once)
     chunks = [run(structure, pair, draw_plainly, count).log_weights() for count in counts]

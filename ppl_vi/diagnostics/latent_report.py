@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
-from ppl_vi.preparation import dependencies_of, structure_of
+from ppl_vi.preparation import dependencies_of, structure_of, subsampled_plate
 from ppl_vi.program import (
+    DataPlate,
     Factor,
     Pair,
     Run,
@@ -75,7 +76,8 @@ def latent_report(batches: Iterable[WeightedPair], num_samples: int) -> pd.DataF
     with torch.no_grad():
         for pair, share, handler in batches:
             with handler:
-                _add(sums, structure_of(pair), pair, share, num_samples)
+                handed = handler.names if isinstance(handler, DataPlate) else ()
+                _add(sums, structure_of(pair), pair, handed, share, num_samples)
     return _table(sums)
 
 
@@ -109,7 +111,14 @@ def collapse_remarks(job: Job) -> tuple[str, ...]:
         return tuple(collapsed(latent_report([(pair, 1.0, handler)], _FEW_SAMPLES)))
 
 
-def _add(sums: _Sums, structure: Structure, pair: Pair, share: float, num_samples: int) -> None:
+def _add(
+    sums: _Sums,
+    structure: Structure,
+    pair: Pair,
+    handed: Collection[str],
+    share: float,
+    num_samples: int,
+) -> None:
     """Add what the draws of one batch tell."""
     dependencies = dependencies_of(structure, pair, ())
     owner: dict[str, tuple[str, ...]] = {}
@@ -118,6 +127,9 @@ def _add(sums: _Sums, structure: Structure, pair: Pair, share: float, num_sample
         owner |= dict.fromkeys(group, names)
     elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
     at_once = max(1, min(num_samples, _ELEMENTS_AT_ONCE // elements))
+    taken = subsampled_plate(structure, handed)
+    if taken is not None:
+        at_once = 1  # draws of one run share the rows that the programs take by themselves
     counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]
     values: dict[str, list[Tensor]] = defaultdict(list)
     for count in filter(None, counts):
@@ -132,6 +144,8 @@ def _add(sums: _Sums, structure: Structure, pair: Pair, share: float, num_sample
             if latent.value.is_floating_point() and structure.sites[name].kind == "latent":
                 values[name].append(latent.value)
     for name, parts in values.items():
+        if taken is not None and taken.name in structure.sites[name].plates:
+            continue  # each draw is of other rows
         _add_means(sums, structure, name, torch.cat(parts))
 
 

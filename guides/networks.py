@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ppl_vi import networks
+
 UNIT = 0.1
 """Of weights: a step that suits a location or a log scale is ten times too large for a network."""
 
@@ -34,11 +36,8 @@ def called_with(module: nn.Module, weights: Tensor, *args: Any) -> Any:
 
 def perceptron(sizes: tuple[int, ...], last: float) -> nn.Sequential:
     """Linear maps of these sizes with tanh in between; the last one's weights times ``last``."""
-    layers: list[nn.Module] = []
-    for i in range(len(sizes) - 1):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.Tanh()]
-    network = nn.Sequential(*layers[:-1])
+    network = networks.perceptron(sizes, nn.Tanh)
     with torch.no_grad():
-        for weight in layers[-2].parameters():
+        for weight in network[-1].parameters():
             weight.mul_(last)
     return network

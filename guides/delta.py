@@ -92,10 +92,11 @@ class LaplaceGuide(GaussianGuide):
     Source: Tierney and Kadane (1986); Bishop (2006), section 4.4.
     """
 
+    _at_mode = False
+
     def _set_up(self, dim: int, start: GuideStart) -> None:
         self.loc = nn.Parameter(torch.zeros_like(self.location))
         self.register_buffer("root", torch.eye(dim).to(self.location))
-        self._at_mode = False
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -104,6 +105,14 @@ class LaplaceGuide(GaussianGuide):
                 f"site '{self._apart[0]}' stands in the plate of minibatches, where the curvature is "
                 f"never seen whole. Leave batch_size out, or use the guide 'normal'."
             )
+
+    def get_extra_state(self) -> Tensor:
+        """Whether it is the Gaussian already, for ``state_dict``."""
+        return torch.tensor(self._at_mode)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """As ``get_extra_state`` gave it."""
+        self._at_mode = bool(state)
 
     def distribution(self) -> TorchDistribution:
         """A point on the way to the mode, and the Gaussian when it is there."""

@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, ReshapeTransform
 
@@ -266,10 +266,3 @@ def flat_transform(latent: LatentSite) -> ComposeTransform:
     if value.shape != outer:  # plates that are not neighbours have dimensions between them
         parts.append(ReshapeTransform(value.shape, outer))
     return ComposeTransform(parts)
-
-
-def is_real(support: Constraint) -> bool:
-    """Whether all real numbers are in the support."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real or support is constraints.real_vector

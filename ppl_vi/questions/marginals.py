@@ -19,12 +19,13 @@ from ppl_vi.program import (
     Pair,
     Structure,
     draw_plainly,
+    is_real,
     run_guide,
     squeezed_shape,
     unmasked,
 )
 from ppl_vi.questions.checks import check_names, check_value
-from ppl_vi.questions.gaussians import JointGaussian, find_gaussian, is_real, reached_by
+from ppl_vi.questions.gaussians import JointGaussian, find_gaussian, reached_by
 from ppl_vi.randomness import forked_rng
 
 Draws = dict[str, Tensor]

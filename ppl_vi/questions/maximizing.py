@@ -20,12 +20,12 @@ from ppl_vi.program import (
     draw_plainly,
     enumerable_sites,
     hide,
+    is_real,
     latents_of,
     run_guide,
     run_model,
     squeezed,
 )
-from ppl_vi.questions.gaussians import is_real
 from ppl_vi.randomness import forked_rng
 
 Draws = dict[str, Tensor]

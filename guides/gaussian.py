@@ -69,9 +69,8 @@ class GaussianGuide(JointGuide):
     def _quantiles_of_vector(self, probabilities: Tensor) -> Tensor:
         whitening = self.factor.diag() if self.factor.dim() == 1 else self.factor
         deviations = (whitening @ self._root()).square().sum(-1).sqrt()
-        normal = dist.Normal(self.unwhitened(self.loc), deviations)
-        quantiles: Tensor = normal.icdf(probabilities.unsqueeze(-1))
-        return quantiles
+        away: Tensor = torch.special.ndtri(probabilities).unsqueeze(-1)
+        return self.unwhitened(self.loc) + away * deviations
 
 
 class MultivariateNormalGuide(GaussianGuide):

@@ -29,6 +29,7 @@ from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget, structure_of
 from ppl_vi.program import StartingValues, Structure, draw_plainly, run
+from ppl_vi.randomness import restored_on_error
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
 from ppl_vi.runners import EagerRunner, OnNan
@@ -78,7 +79,8 @@ def attempt(settings: Settings, restart: int, bar: tqdm[Any]) -> FitResult:
     """
     started = time.perf_counter()
     with pyro.get_param_store().scope():
-        job, structure = _prepare(settings, restart)
+        with restored_on_error():
+            job, structure = _prepare(settings, restart)
         with threads_for(structure, job.usual_pair()):
             return _trained(settings, job, structure, started, bar)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,13 +28,40 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
         ...     bool(torch.rand(1) == inside)
         True
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    restore = _state()
     try:
-        with torch.random.fork_rng(devices=devices):
-            if seed is not None:
-                pyro.set_rng_seed(seed)
-            yield
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        yield
     finally:
+        restore()
+
+
+@contextmanager
+def restored_on_error() -> Iterator[None]:
+    """Restore the random state where a block raises; else what it drew stays drawn."""
+    restore = _state()
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+def _state() -> Callable[[], None]:
+    """Gives a function that puts the random state back to where it is now."""
+    python_state, numpy_state, state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore() -> None:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        torch.set_rng_state(state)
+        if on_devices:
+            torch.cuda.set_rng_state_all(on_devices)
+
+    return restore

@@ -233,6 +233,8 @@ CASES: dict[str, Bad] = {
     "empty plate": bad(ModelError, "'groups' of the model has size 0", model=no_groups),
     "empty plate, named guide": bad(ModelError, "'groups' of the model", model=no_groups,
                                     guide="normal"),
+    "empty plate, exact updates": bad(ModelError, "'groups' of the model", model=no_groups,
+                                      guide="cavi"),
 }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_rates_and_weights_do_not_recompile() -> None:
     assert compiled.execution.compilations + compiled.execution.loads == 2
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_bad_number_is_told_by_its_step(compile: bool) -> None:
     blow_up = partial(torch.optim.SGD, lr=1e6)
     with pytest.raises(FloatingPointError) as raised:
@@ -242,6 +242,7 @@ def two_groups(tensors: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=0.05)
 
 
+@pytest.mark.slow
 def test_large_parameters_are_updated_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not copied next to the others; the numbers are the same."""
 

@@ -25,6 +25,7 @@ _SPEC.loader.exec_module(families)
 
 X, SHAPES = families.X, families.SHAPES
 each = pytest.mark.parametrize("family", families.FAMILIES.values(), ids=families.FAMILIES)
+LONG = ("FlowGuide", "MixtureGuide")
 spread = pytest.mark.parametrize(
     "family",
     [family for family in families.FAMILIES.values() if not family.point],
@@ -260,7 +261,13 @@ def test_restarts_of_an_instance_and_going_on(family):
     assert fit(narrow, guide, X, **settings).losses.isfinite().all()
 
 
-@each
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=pytest.mark.slow if name in LONG else ())
+        for name, family in families.FAMILIES.items()
+    ],
+)
 def test_latents_of_rows(family):
     if not family.rows:
         with pytest.raises(ValueError, match="'own' stands in the plate of minibatches"):

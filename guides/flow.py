@@ -177,7 +177,7 @@ def _need_zuko() -> None:
     except ImportError as error:
         raise ImportError(
             "FlowGuide needs the package zuko, which is not installed. Install it with "
-            "pip install 'ppl-vi[flows]', or use the guide 'mixture'."
+            "pip install zuko, or use the guide 'mixture'."
         ) from error
 
 

@@ -84,6 +84,7 @@ def test_other_orders_stay_indices() -> None:
     torch.testing.assert_close(captured(table)[0], table[z])
 
 
+@pytest.mark.slow
 def test_sums_into_rows_land_where_they_belong(two_threads: None) -> None:
     """Torch 2.13 writes outside the tensor on two threads: pytorch issue 191837."""
     weight, scale = torch.randn(8, 10), torch.randn(10, 1, 8)

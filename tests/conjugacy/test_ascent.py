@@ -58,7 +58,10 @@ def test_the_bound_never_falls(name: str) -> None:
         assert bounds[-1] > bounds[0]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "Gaussian chain" else ()) for n in PROGRAMS],
+)
 def test_the_bound_is_complete(name: str) -> None:
     """Within 4 standard errors of a Monte Carlo estimate; one false alarm in 16,000 for each."""
     model, arguments = PROGRAMS[name]

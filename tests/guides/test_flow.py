@@ -127,7 +127,7 @@ def still(parameters):
 
 def test_without_zuko_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
-    with pytest.raises(ImportError, match=r"pip install 'ppl-vi\[flows\]'"):
+    with pytest.raises(ImportError, match=r"pip install zuko"):
         fit(plane(2), "flow", steps=1, progress=False)
 
 

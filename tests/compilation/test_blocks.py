@@ -127,6 +127,7 @@ def test_bad_steps_are_skipped_as_eager_ones_are() -> None:
     torch.testing.assert_close(compiled.params, eager.params, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_program_that_changes_later_goes_on_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "FEW_STEPS", 1)
     monkeypatch.setattr(choosing, "repays", lambda graph, steps: True)

@@ -259,7 +259,7 @@ def of_spread_values() -> dict[str, Any]:
     [
         pytest.param(of_coder, marks=pytest.mark.slow),
         pytest.param(of_outside_matrix, marks=pytest.mark.slow),
-        of_spread_values,
+        pytest.param(of_spread_values, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_as_eager(setting: Callable[[], dict[str, Any]]) -> None:
@@ -314,6 +314,7 @@ def test_memory_shared_by_an_array_is_told() -> None:
     assert result.execution.mode == "eager" and "shares its memory" in result.execution.reason
 
 
+@pytest.mark.slow
 def test_another_learning_rate_is_not_compiled_again() -> None:
     rates = [partial(torch.optim.Adam, lr=rate) for rate in (0.1, 0.03)]
     results = [run(compile=True, optimizer=optimizer) for optimizer in rates]

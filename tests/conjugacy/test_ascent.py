@@ -276,7 +276,14 @@ def test_a_learned_variance_beside_a_factor() -> None:
     assert result.bound == pytest.approx(evidence.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Dirichlet process", "factor analysis", "categorical chain"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Dirichlet process",
+        "factor analysis",
+        pytest.param("categorical chain", marks=pytest.mark.slow),
+    ],
+)
 def test_captured_sweeps_are_the_same(name: str) -> None:
     model, arguments = PROGRAMS[name]
     captured, eager = (

@@ -46,7 +46,7 @@ def gradients(objective, model, guide, count):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("t", [0.45, 0.499])
+@pytest.mark.parametrize("t", [0.45, pytest.param(0.499, marks=pytest.mark.slow)])
 def test_a_pair_is_no_worse_than_leaving_one_out(t):
     def squared(b):
         return (b - t) ** 2

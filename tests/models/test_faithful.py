@@ -49,7 +49,9 @@ def test_the_reference_converged():
         assert np.max(moments["r_hat"]) < 1.01 and np.min(moments["ess"]) > 5_000, site
 
 
-@pytest.mark.parametrize("guide", ["normal", "multivariate_normal"])
+@pytest.mark.parametrize(
+    "guide", [pytest.param("normal", marks=pytest.mark.slow), "multivariate_normal"]
+)
 def test_a_short_fit_finds_what_nuts_finds(faithful, guide):
     result = fit(MODEL, guide, faithful, steps=1_000, seed=0, progress=False)
     check_widths(check_against_nuts(result))

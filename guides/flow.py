@@ -60,7 +60,8 @@ class FlowGuide(MixtureGuide):
         >>> def model():
         ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(x**2, 0.3))
-        >>> result = fit(model, FlowGuide(model, num_transforms=2), steps=100, progress=False)
+        >>> guide = FlowGuide(model, num_transforms=2, num_searches=1)
+        >>> result = fit(model, guide, steps=20, progress=False)
         >>> result.sample(3)["y"].shape
         torch.Size([3])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from itertools import cycle
 from typing import Any, TypeGuard
@@ -44,6 +44,15 @@ def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
         return {}
     batch = source.whole()
     return {name: torch.as_tensor(v) for name, v in given(*batch.args, **batch.kwargs).items()}
+
+
+def likely_values(model: Program) -> Sequence[Mapping[str, Tensor]]:
+    """Draws, by site, near which the model knows its posterior to have mass; else none.
+
+    Unlike ``initial_values`` they are no wish: searches begin there, and go where the posterior is.
+    """
+    given: Sequence[Mapping[str, Tensor]] = getattr(model, "likely_values", ())
+    return given
 
 
 def resolve_guide(
@@ -128,7 +137,9 @@ def _start(
     visible = hide(model, hidden) if hidden else model
     create_plates = _row_plates(model, source, data_plates) if data_plates else None
     typical = drawn if restart else median
-    start = GuideStart(init_to_value(values=dict(values), fallback=typical), create_plates)
+    likely = likely_values(model)
+    first = likely[restart % len(likely)] if likely else {}
+    start = GuideStart(init_to_value(values={**first, **values}, fallback=typical), create_plates)
     job = Job(model, visible, source, data_plates)
     found = locate(job, visible, start, batch, values)
     if found is None:
@@ -136,7 +147,9 @@ def _start(
     near = init_to_value(values={**found.values, **values}, fallback=typical)
 
     def search(num_searches: int) -> tuple[Mode, ...]:
-        starts = (GuideStart(toward(part), create_plates) for part in cycle(_PARTS))
+        known = (init_to_value(values=dict(each), fallback=drawn) for each in likely)
+        ways = cycle([*known, *map(toward, _PARTS)])
+        starts = (GuideStart(way, create_plates) for way in ways)
         return find_modes(job, visible, starts, batch, found, num_searches)
 
     several = None if values else search

@@ -102,6 +102,11 @@ UNBALANCED = {
 }
 
 
+def some_slow(problems: dict[str, Problem], *slow: str) -> list[Any]:
+    """The names, some of which wait for the long tests."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in problems]
+
+
 def check_exact(problem: Problem, seed: int) -> None:
     result = fit(problem.model, data=problem.data, seed=seed, progress=False)
     mean, deviation = fitted_moments(problem, result)
@@ -109,7 +114,7 @@ def check_exact(problem: Problem, seed: int) -> None:
     assert deviation == pytest.approx(problem.posterior.std(), rel=0.03)
 
 
-@pytest.mark.parametrize("name", WELL_DETERMINED)
+@pytest.mark.parametrize("name", some_slow(WELL_DETERMINED, "Beta(16, 14)"))
 def test_defaults_reach_the_exact_posterior(name: str) -> None:
     check_exact(WELL_DETERMINED[name], seed=0)
 
@@ -121,7 +126,7 @@ def test_defaults_reach_the_exact_posterior_from_any_seed_and_scale(name: str, s
     check_exact({**WELL_DETERMINED, **SCALES}[name], seed)
 
 
-@pytest.mark.parametrize("name", UNBALANCED)
+@pytest.mark.parametrize("name", some_slow(UNBALANCED, "Beta(11, 1)"))
 def test_defaults_reach_the_optimum_of_the_family(name: str) -> None:
     problem = UNBALANCED[name]
     result = fit(problem.model, data=problem.data, seed=0, progress=False)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _DRAWS_TO_TRY, _FEWEST = 200, 20
 """Of so many draws, the effective ones that a conditional in closed form is to have."""
+_BEGINNINGS = 4
+"""Draws of the old guide that a new fit is told."""
 Values = Mapping[str, Tensor | None]
 _MOST_TOGETHER = 200
 """Numbers, up to which a full covariance is the default."""
@@ -123,7 +125,7 @@ def _checked(job: Job, structure: Structure, pair: Pair, observed: Mapping[str, 
 class _Conditioned:
     """The model with values observed and its learned parameters held where they are.
 
-    It starts a new fit at a draw from the old one.
+    It tells a new fit draws of the old one, each near a mode perhaps: searches begin there.
     """
 
     def __init__(self, job: Job, structure: Structure, pair: Pair, values: Values) -> None:
@@ -138,24 +140,21 @@ class _Conditioned:
             for name in names
             if not isinstance(live[name], torch.nn.Parameter)
         }
-        with forked_rng(seed=0):
-            drawn = structure.single(draw_latents(structure, pair, 1))
-        self._start = {
-            name: drawn[name]
+        names = [
+            name
             for name in structure.of_kind("latent")
             if name not in values and not structure.sites[name].support.is_discrete
             if job.data_plates.isdisjoint(structure.sites[name].plates)
-        }
+        ]
+        with forked_rng(seed=0):
+            draws = [structure.single(draw_latents(structure, pair, 1)) for _ in range(_BEGINNINGS)]
+        self.likely_values = [{name: draw[name] for name in names} for draw in draws]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with HoldParameters(self._parameters), warnings.catch_warnings():
             # Parameters of modules are frozen in a new fit, which Pyro remarks on in each run.
             warnings.filterwarnings("ignore", ".*was not registered in the param store")
             return self._program(*args, **kwargs)
-
-    def initial_values(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Where a fit starts."""
-        return self._start
 
 
 @contextmanager

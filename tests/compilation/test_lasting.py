@@ -62,6 +62,7 @@ def test_what_is_not_understood_stays(line: str, handed: str) -> None:
     assert lasting(code) == code
 
 
+@pytest.mark.slow
 def test_torch_writes_loops_that_are_understood(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

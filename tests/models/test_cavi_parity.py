@@ -100,7 +100,8 @@ def told(name: str, samples: Any, start: Any) -> Any:
     return samples[:, rows]
 
 
-@pytest.mark.parametrize("make", [mixture, pytest.param(regression, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mixture, regression])
 def test_numpyro_stays_at_the_solution(twins: Any, make: Any) -> None:
     import jax
     from numpyro.infer import SVI

@@ -107,7 +107,7 @@ class CAVIGuide(torch.nn.Module):
         *,
         structured: bool = False,
         delay: float = 1.0,
-        forgetting: float = 0.55,
+        forgetting: float = 0.51,
     ) -> None:
         super().__init__()
         _check_rates(delay, forgetting)

@@ -140,7 +140,7 @@ class _Conditioned:
             for name in names
             if not isinstance(live[name], torch.nn.Parameter)
         }
-        names = [
+        left = [
             name
             for name in structure.of_kind("latent")
             if name not in values and not structure.sites[name].support.is_discrete
@@ -148,7 +148,7 @@ class _Conditioned:
         ]
         with forked_rng(seed=0):
             draws = [structure.single(draw_latents(structure, pair, 1)) for _ in range(_BEGINNINGS)]
-        self.likely_values = [{name: draw[name] for name in names} for draw in draws]
+        self.likely_values = [{name: draw[name] for name in left} for draw in draws]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with HoldParameters(self._parameters), warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """What `fit` raises when a model, a guide or the data can't be used as they were given."""
 
-__all__ = ["CompileError", "DataError", "GuideError", "ModelError"]
+__all__ = ["CheckpointError", "CompileError", "DataError", "GuideError", "ModelError"]
 
 
 class ModelError(ValueError):
@@ -21,3 +21,7 @@ class CompileError(Exception):
 
 class ProgramChangedError(CompileError):
     """The programs no longer do what was captured of them, so that some steps may be wrong."""
+
+
+class CheckpointError(ValueError):
+    """A file of saved state cannot be used; the message says why and what to do."""

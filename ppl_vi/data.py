@@ -74,6 +74,16 @@ class DataSource(ABC):
     def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of row numbers."""
 
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """Those of the user's own that the order of a pass comes from."""
+        return ()
+
+    @property
+    def rows_device(self) -> torch.device:
+        """Where row numbers are."""
+        return self._order.device
+
     def whole(self) -> Batch:
         """All rows, in data order, as one batch (for a `Dataset` all of it is held in memory)."""
         return next(self._read([self._order]))
@@ -255,6 +265,13 @@ class _LoaderSource(DataSource):
     def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         # Without row numbers, as in `epoch`: a guide must see the same in training and after it.
         return (replace(batch, rows=None) for batch in self._in_order._read(chunks))
+
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        loader, samplers = self._loader, (self._loader.batch_sampler, self._loader.sampler)
+        holders = (loader, *samplers, *(getattr(held, "sampler", None) for held in samplers))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return tuple({id(own): own for own in found if isinstance(own, torch.Generator)}.values())
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
         empty = True

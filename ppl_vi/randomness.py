@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
@@ -46,6 +47,30 @@ def restored_on_error() -> Iterator[None]:
     except BaseException:
         restore()
         raise
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all generators of the process as plain values and tensors, for a file."""
+    version, words, gauss = random.getstate()
+    name, key, *rest = np.random.get_state(legacy=True)
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": on_devices,
+        "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest],
+        "python": [version, torch.tensor(words), gauss],
+    }
+
+
+def use_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from a state that ``random_state`` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _state() -> Callable[[], None]:

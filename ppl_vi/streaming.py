@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_vi.checkpoints import State
 from ppl_vi.data import Batch, DataSource
-from ppl_vi.randomness import forked_rng
+from ppl_vi.randomness import forked_rng, random_state, use_random_state
 
 
 class Stream:
@@ -29,16 +31,34 @@ class Stream:
     def __init__(self, source: DataSource) -> None:
         self._source = source
         self.by_rows = source.by_rows
-        generator = None
+        self._order: torch.Generator | None = None
         if source.batched:
-            generator = torch.Generator()
-            generator.manual_seed(int(torch.randint(2**62, ())))
-        self._batches = _endless_batches(source, generator)
-        self._rows = _endless_rows(source, generator)
+            self._order = torch.Generator()
+            self._order.manual_seed(int(torch.randint(2**62, ())))
+        self._began: State = None
+        self._taken = 0
+        self._pass: Iterator[Batch] | Iterator[Tensor] = iter(())
         self._next: deque[Tensor] = deque()
 
     def __next__(self) -> Batch:
-        return self.batch(self._next_rows()) if self.by_rows else next(self._batches)
+        return self.batch(self._next_rows()) if self.by_rows else self._further()
+
+    def state(self) -> State:
+        """Where it is, for a stream of the same data to go on there."""
+        began = self._randomness() if self._began is None else self._began
+        return {"began": began, "taken": self._taken, "next": list(self._next)}
+
+    def go_on(self, state: State) -> None:
+        """Go on where another stream was: the pass begins as that one did, and is followed so far.
+
+        Batches of a ``Dataset`` or a ``DataLoader`` are read once more.
+        """
+        with forked_rng():
+            self._use_randomness(state["began"])
+            self._began, self._pass = None, iter(())
+            for _ in range(state["taken"]):
+                self._further()
+        self._next = deque(rows.to(self._source.rows_device) for rows in state["next"])
 
     def runs(self, count: int) -> list[list[Tensor]]:
         """The row numbers of the next batches; each list has batches of one size."""
@@ -88,16 +108,37 @@ class Stream:
         return whole.tensors, tuple(gathered)
 
     def _next_rows(self) -> Tensor:
-        return self._next.popleft() if self._next else next(self._rows)
+        return self._next.popleft() if self._next else self._further()
 
+    def _further(self) -> Any:
+        """The next batch of the pass, or its row numbers; the first of a new pass after the last."""
+        while True:
+            for item in self._pass:
+                self._taken += 1
+                return item
+            self._begin()
 
-def _endless_batches(source: DataSource, generator: torch.Generator | None) -> Iterator[Batch]:
-    while True:
-        yield from source.epoch(generator)
+    def _begin(self) -> None:
+        source, order = self._source, self._order
+        self._began, self._taken = self._randomness(), 0
+        if not self.by_rows:
+            self._pass = source.epoch(order)
+        elif source.batched:
+            self._pass = source.chunks(order, shuffled=True)
+        else:
+            self._pass = repeat(self.usual())
 
+    def _randomness(self) -> State:
+        """All that the order of the next pass comes from; row numbers come from the generator alone."""
+        own = [generator.get_state() for generator in self._generators()]
+        return {"own": own, "all": None if self.by_rows else random_state()}
 
-def _endless_rows(source: DataSource, generator: torch.Generator | None) -> Iterator[Tensor]:
-    if not source.batched:
-        yield from repeat(next(source.chunks()))
-    while True:
-        yield from source.chunks(generator, shuffled=True)
+    def _use_randomness(self, state: State) -> None:
+        for generator, own in zip(self._generators(), state["own"], strict=True):
+            generator.set_state(own)
+        if state["all"] is not None:
+            use_random_state(state["all"])
+
+    def _generators(self) -> list[torch.Generator]:
+        own = [] if self._order is None else [self._order]
+        return [*own, *self._source.generators]

@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ppl_vi.checkpoints import State
+
 OptimizerChoice = Callable[[Any], Any] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
 
@@ -34,6 +36,12 @@ class Stepper(Protocol):
 
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         """Move the parameters along their gradients, and the schedule by one."""
+
+    def state(self) -> State:
+        """What it has learned, and where the schedule is, for another one to go on."""
+
+    def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        """Go on where another one was, with the parameters that it moved."""
 
 
 def make_stepper(
@@ -172,7 +180,7 @@ class TorchStepper:
         self._scheduler = made if isinstance(made, LRScheduler) else None
         self.optimizer: Optimizer = made.optimizer if isinstance(made, LRScheduler) else made
         _fuse(self.optimizer)
-        self._known = set(parameters)
+        self._known: dict[str, None] = dict.fromkeys(parameters)
         self._ahead: list[list[float]] = []
         self._before: tuple[Any, list[dict[str, Any]]] = ({}, [])
 
@@ -186,16 +194,31 @@ class TorchStepper:
                     parameter.grad = None
 
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
-        for name in (
-            parameters.keys() - self._known
-        ):  # a branch of the program met for the first time
-            self.optimizer.add_param_group({"params": [parameters[name]]})
-            self._known.add(name)
+        for name in parameters:
+            self._meet(name, parameters)
         _step(self.optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(loss)
         elif self._scheduler is not None:
             self._scheduler.step()
+
+    def state(self) -> State:
+        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+        own = {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+        return {"names": list(self._known), **own}
+
+    def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        for name in state["names"]:
+            self._meet(name, parameters)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+
+    def _meet(self, name: str, parameters: Mapping[str, Tensor]) -> None:
+        """Move this parameter too, of a branch of the program met for the first time."""
+        if name not in self._known:
+            self.optimizer.add_param_group({"params": [parameters[name]]})
+            self._known[name] = None
 
     @property
     def foreseeable(self) -> bool:
@@ -272,3 +295,10 @@ class _PyroStepper:
         if isinstance(self._optimizer, PyroLRScheduler):
             plateau = self._optimizer.pt_scheduler_constructor is ReduceLROnPlateau
             self._optimizer.step(loss) if plateau else self._optimizer.step()
+
+    def state(self) -> State:
+        return self._optimizer.get_state()
+
+    def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        self._optimizer.optim_objs = {}
+        self._optimizer._state_waiting_to_be_consumed = dict(state)  # as each is met

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppl_vi.errors import CheckpointError
 
 State: TypeAlias = Any
-"""Nested dicts (keys are str or int) and lists of None, bool, int, float, str and tensors."""
+"""Nested dicts (keys are str or int), lists and tuples of None, bool, int, float, str and tensors."""
 
 VERSION = 1
 _MAGIC = b"ppl-vi\r\n"
@@ -30,7 +30,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def encoded(state: State) -> bytes:
-    """The bytes of a state; tuples become lists, and tensors are stored as they are on the CPU.
+    """The bytes of a state; tensors are stored as they are on the CPU.
 
     Raises:
         TypeError: a value is none of the plain ones; its place is named.
@@ -92,7 +92,8 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {"dict": [_item(key, own, place, tensors) for key, own in value.items()]}
     if isinstance(value, (list, tuple)):
-        return [_plain(own, f"{place}[{i}]", tensors) for i, own in enumerate(value)]
+        members = [_plain(own, f"{place}[{i}]", tensors) for i, own in enumerate(value)]
+        return {"tuple": members} if isinstance(value, tuple) else members
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(
@@ -115,6 +116,8 @@ def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "tuple":
+        return tuple(_restored(content, tensors))
     if kind == "dict":
         return {key: _restored(own, tensors) for key, own in content}
     raise ValueError(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,9 +52,8 @@ class FlatParameters:
                 self.live += own
                 self.groups.append((sum(parameter.numel() for parameter in own), update))
         self.read()
-        for size, update in self.groups:
-            self.states += tuple(self.flat.new_zeros(size) for _ in update.names)
         self.updates = 0
+        self._take_over()
 
     def read(self) -> None:
         """Take the values of the live parameters, which a callback may have changed."""
@@ -68,15 +67,33 @@ class FlatParameters:
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.split(flat, self.live))
 
+    def _take_over(self) -> None:
+        """Go on from the states that the optimizer has; zeros before its first step."""
+        live = iter(self.live)
+        for size, update in self.groups:
+            own = self._next_of(live, size)
+            kept = [self._optimizer.state.get(parameter, {}) for parameter in own]
+            self.updates = max([self.updates, *(int(state.get("step", 0)) for state in kept)])
+            for name in update.names:
+                pairs = zip(kept, own, strict=True)
+                known = [state.get(name, torch.zeros_like(p)).reshape(-1) for state, p in pairs]
+                self.states += (torch.cat([*known, self.flat.new_zeros(0)]),)
+
+    @staticmethod
+    def _next_of(live: Iterator[Tensor], size: int) -> list[Tensor]:
+        """The parameters of a group of so many entries."""
+        own: list[Tensor] = []
+        while sum(parameter.numel() for parameter in own) < size:
+            own.append(next(live))
+        return own
+
     def hand_over(self) -> None:
         """Give the optimizer its states, for it to go on with."""
         if not self.updates:  # its own first step starts them
             return
         live, states = iter(self.live), iter(self.states)
         for (size, update), _ in zip(self.groups, self._optimizer.param_groups, strict=True):
-            own: list[Tensor] = []
-            while sum(parameter.numel() for parameter in own) < size:
-                own.append(next(live))
+            own = self._next_of(live, size)
             kept = {name: self.split(next(states), own) for name in update.names}
             for number, parameter in enumerate(own):
                 state = {name: chunks[number].clone() for name, chunks in kept.items()}

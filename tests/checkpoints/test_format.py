@@ -41,7 +41,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and (one == other or (one != one and other != other))
 
 
@@ -54,6 +54,7 @@ NESTED = st.recursive(
     PLAIN | st.sampled_from([torch.full((2,), 1.5).to(dtype) for dtype in DTYPES]),
     lambda inner: (
         st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
         | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
     ),
     max_leaves=12,

@@ -127,7 +127,7 @@ def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
         name=name,
         kind=kind,
         plates=tuple(frame.name for frame in frames),
-        shape=value.shape,
+        shape=distribution.shape() if kind == "observed" else value.shape,  # values may broadcast
         event_dim=event_dim,
         dtype=value.dtype,
         support=distribution.support,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vi.program.layout import plate_frames, select_dims
 from ppl_vi.program.marginalization import packed_terms
+from ppl_vi.program.messengers import Draw
 from ppl_vi.program.particles import model_particles
 from ppl_vi.program.run import run_guide, run_model
 from ppl_vi.program.structure import Structure
@@ -41,10 +42,12 @@ def squeezed_shape(structure: Structure, name: str) -> torch.Size:
     return torch.Size([structure.plates[plate].size for plate in site.plates]) + event
 
 
-def draw_latents(structure: Structure, pair: Pair, num_draws: int) -> Draws:
+def draw_latents(
+    structure: Structure, pair: Pair, num_draws: int, draw: Draw = draw_plainly
+) -> Draws:
     """Draw all latents: from the guide, and those it leaves out from their exact conditional."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        values = run_guide(structure, pair, draw_plainly, num_draws).values
+        values = run_guide(structure, pair, draw, num_draws).values
         if structure.marginalized:
             values = {**values, **_draw_marginalized(structure, pair, values, num_draws)}
     return values
@@ -133,7 +136,7 @@ def predictive_draws(
 ) -> Draws:
     """New observations at draws of latents; latents without a draw come from the model."""
     unconditioned = pair._replace(model=poutine.uncondition(pair.model))
-    return _model_values(structure, unconditioned, draws, num_draws, _observed(structure))
+    return _model_values(structure, unconditioned, draws, num_draws, observed_sites(structure))
 
 
 def observed_values(structure: Structure, pair: Pair) -> Draws:
@@ -141,14 +144,14 @@ def observed_values(structure: Structure, pair: Pair) -> Draws:
     with torch.no_grad(), forked_rng(), pyro.validation_enabled(False):
         sites = sample_sites(trace_model(pair, {}))
     values = {}
-    for name in _observed(structure):
+    for name in observed_sites(structure):
         shape = structure.sites[name].shape
         value = sites[name]["value"].expand(shape).reshape(1, *shape)
         values[name] = squeezed(structure, name, value)[0]
     return values
 
 
-def _observed(structure: Structure) -> list[str]:
+def observed_sites(structure: Structure) -> list[str]:
     """The observed sites that have a value: all but ``pyro.factor``."""
     observed = structure.of_kind("observed")
     return [name for name in observed if structure.sites[name].distribution != Unit.__name__]
@@ -182,7 +185,7 @@ def pointwise_log_likelihood(
     summed out; elsewhere they are given, as drawn.
     """
     with torch.no_grad(), pyro.validation_enabled(False):
-        observed = _observed(structure)
+        observed = observed_sites(structure)
         found = {}
         for factor in run_model(structure, pair, draws, num_draws):
             others = [name for name in factor.sites if structure.sites[name].kind != "marginalized"]

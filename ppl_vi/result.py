@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyro.infer
 import torch
 from torch import Tensor
 
@@ -16,10 +17,12 @@ from ppl_vi.diagnostics.latent_report import collapsed, latent_report
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
+from ppl_vi.objectives import ELBO
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.program import Pair
 from ppl_vi.questions import PosteriorDraws, Questions
 from ppl_vi.questions.draws import new_arguments
+from ppl_vi.questions.exporting import attributes_of
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.states import States
@@ -49,6 +52,8 @@ class FitResult(PosteriorDraws, Questions):
         stop_reason: why it stopped; printed, it is a sentence.
         execution: how the steps were taken, eager or compiled, and why.
         remarks: what else a person should know, a line each: components that are empty, for example.
+        objective: the bound that was maximised.
+        seed: of the fit, where one was given.
     """
 
     losses: Tensor
@@ -64,6 +69,8 @@ class FitResult(PosteriorDraws, Questions):
     execution: Execution
     states: States = field(repr=False, default_factory=dict)
     remarks: tuple[str, ...] = ()
+    objective: pyro.infer.ELBO = field(repr=False, default_factory=ELBO)
+    seed: int | None = None
 
     @property
     def guide(self) -> Callable[..., Any]:
@@ -91,6 +98,9 @@ class FitResult(PosteriorDraws, Questions):
             f"stop_reason={str(self.stop_reason)!r}{remarks})"
         )
 
+    def _attributes(self) -> dict[str, Any]:
+        return attributes_of(self)
+
     def kl_report(self, *args: Any, num_samples: int = 100, **kwargs: Any) -> pd.DataFrame:
         """Where the bound comes from, in nats per element of each site's plates (per datum).
 
@@ -113,7 +123,7 @@ class FitResult(PosteriorDraws, Questions):
         """
         pairs: Iterable[WeightedPair] = self.job.weighted_pairs()
         if args or kwargs:
-            new = Pair(self.job.model, self.job.guide, *new_arguments(args, kwargs))
+            new = Pair(self.job.model, self.job.guide, *new_arguments(args, kwargs, self.job))
             pairs = [(new, 1.0, nullcontext())]
         with self.fitted.applied(), forked_rng():
             table = latent_report(pairs, num_samples)

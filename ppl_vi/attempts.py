@@ -67,6 +67,7 @@ class Settings:
     compile: Wish
     restarts: int
     kl_schedule: KLSchedule | None
+    seed: int | None = None
 
 
 def attempt(settings: Settings, restart: int, bar: tqdm[Any]) -> FitResult:
@@ -111,6 +112,8 @@ def _trained(
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
         remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
+        objective=settings.objective,
+        seed=settings.seed,
     )
 
 

@@ -125,6 +125,7 @@ def fit(
         compile,
         restarts,
         kl_schedule,
+        seed,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
         best = first = attempt(settings, 0, bar)

@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
-from ppl_vi.preparation import forget, structure_of
+from ppl_vi.memory import known_about
+from ppl_vi.preparation import forget, shapes_of, structure_of
 from ppl_vi.program import (
     Arguments,
     DataPlate,
@@ -18,6 +21,7 @@ from ppl_vi.program import (
     Structure,
     find_data_plates,
     plate_dims,
+    plates_over_rows,
 )
 
 Program = Callable[..., Any]
@@ -63,13 +67,33 @@ class Job:
             yield self.pair(batch), share, self.handler(batch)
 
     def row_plates(self, structure: Structure) -> frozenset[str]:
-        """The plates over the rows of the data: those of batches, else of observed sites, N long."""
-        return self.data_plates or frozenset(
+        """The plates over the rows of the data: those of batches, else of observed sites, N long.
+
+        A plate over columns may be as long: those over rows are shorter where there are fewer rows.
+        """
+        num_rows = self.source.num_rows or 0
+        plates = self.data_plates or frozenset(
             plate
             for site in structure.of_kind("observed")
             for plate in structure.sites[site].plates
-            if structure.plates[plate].size == self.source.num_rows
+            if structure.plates[plate].size == num_rows
         )
+        if self.data_plates or num_rows < 2 or not plates:
+            return plates
+        pair = self.usual_pair()
+        known, asked = known_about(pair), ("row plates", shapes_of(pair))
+        if asked not in known:
+            fewer = self.source.head(num_rows - 1)
+            arguments = Arguments(fewer.args, fewer.kwargs, num_rows - 1)
+            known[asked] = plates_over_rows(self.model, arguments, plates)
+        found: frozenset[str] = known[asked]
+        return found
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the data are; None where there are none, or where they are on several devices."""
+        devices = {tensor.device for tensor in next(self.source.sequence()).tensors}
+        return devices.pop() if len(devices) == 1 else None
 
     def check(self) -> Structure:
         """Inspect the pair on the shapes that batches have; this also creates all parameters.

@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vi.diagnostics.colors import COLORS
 
 _INK = "#444444"
-_WINDOW = 100
+_WINDOW, _FEW_STEPS = 100, 60
 _THIN_ELLIPSES = 40
 _GAMMA = 2.2
 
@@ -35,22 +35,37 @@ def elbo_curve(losses: Tensor, elbo: float) -> Figure:
     Example:
         >>> figure = elbo_curve(-torch.arange(100.0), elbo=99.0)
     """
+    figure, axes = _figure(("step", "ELBO (nats)"), height=4.2)
+    draw_elbo(axes, losses, elbo)
+    return figure
+
+
+def draw_elbo(axes: Axes, losses: Tensor, elbo: float) -> None:
+    """Draw what ``elbo_curve`` shows.
+
+    Args:
+        axes: where to.
+        losses: ``[num_steps]``, minus the estimate of each step, in nats.
+        elbo: the final value, in nats; an ``Estimate`` is shown with its standard error.
+    """
     values = -_array(losses).astype(float)
     steps = _steps(values)[np.isfinite(values)]
     values = values[np.isfinite(values)]
-    figure, axes = _figure(("step", "ELBO (nats)"), height=4.2)
-    axes.plot(steps, values, color=COLORS[5], alpha=0.45, linewidth=0.5, label="each step")
+    few = "." if len(values) < _FEW_STEPS else ""
+    axes.plot(
+        steps, values, few, ls="-", color=COLORS[5], alpha=0.45, linewidth=0.5, label="each step"
+    )
     axes.plot(steps, _running_mean(values), color=COLORS[0], linewidth=1.8, label="running mean")
     axes.axhline(elbo, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label=_final(elbo))
     settled = np.append(values[len(values) // 4 :], elbo)
-    low, high = np.quantile(settled, [0.002, 0.998])
-    margin = 0.25 * (high - low) + 1e-6 * max(1.0, abs(elbo))
+    settled = settled[np.isfinite(settled)]
+    low, high = np.quantile(settled, [0.002, 0.998]) if len(settled) else (-1.0, 1.0)
+    margin = 0.25 * (high - low) + 1e-6 * max(1.0, abs(high))
     axes.set_ylim(low - margin, high + margin)
-    axes.set_xlim(0, len(losses))
+    axes.set_xlim(0, max(1, len(losses)))
     legend = axes.legend(frameon=False, loc="lower right")
     for handle in legend.get_lines():
         handle.set(linewidth=1.8, alpha=1.0)
-    return figure
 
 
 def mixture_picture(
@@ -121,12 +136,17 @@ def _figure(labels: Sequence[str], height: float) -> tuple[Figure, Axes]:
     """Empty axes without a frame, 7.5 inches wide."""
     figure = Figure(figsize=(7.5, height), layout="constrained")
     axes = figure.subplots()
+    dress(axes, labels)
+    return figure, axes
+
+
+def dress(axes: Axes, labels: Sequence[str]) -> None:
+    """Label axes and take their frame away."""
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(_INK)
     axes.tick_params(color=_INK)
-    return figure, axes
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

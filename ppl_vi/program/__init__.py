@@ -1,6 +1,12 @@
 """A typed view of Pyro programs; the only package that touches ``pyro.poutine``."""
 
-from ppl_vi.program.batches import Arguments, enumerable_sites, find_data_plates, plate_dims
+from ppl_vi.program.batches import (
+    Arguments,
+    enumerable_sites,
+    find_data_plates,
+    plate_dims,
+    plates_over_rows,
+)
 from ppl_vi.program.closed_forms import (
     ClosedForm,
     divergence,
@@ -15,6 +21,7 @@ from ppl_vi.program.dependencies import (
     find_dependencies,
     key,
 )
+from ppl_vi.program.discrete import squeezed, squeezed_shape, state_probabilities
 from ppl_vi.program.expectation import only_expectation, valued
 from ppl_vi.program.expected import (
     Latents,
@@ -27,7 +34,7 @@ from ppl_vi.program.expected import (
     weighted_sum,
 )
 from ppl_vi.program.features import features
-from ppl_vi.program.inspection import inspect
+from ppl_vi.program.inspection import inspect, inspect_model
 from ppl_vi.program.layout import (
     align,
     expanded_parameter,
@@ -61,11 +68,12 @@ from ppl_vi.program.posterior import (
     completed,
     deterministic_values,
     draw_latents,
+    improper_sites,
+    observed_sites,
     observed_values,
     pointwise_log_likelihood,
     predictive_draws,
-    squeezed,
-    squeezed_shape,
+    prior_draws,
 )
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
@@ -112,9 +120,11 @@ __all__ = [
     "find_data_plates",
     "find_dependencies",
     "hide",
+    "improper_sites",
     "independent_of_draws",
     "innermost",
     "inspect",
+    "inspect_model",
     "is_improper",
     "is_real",
     "joint_support",
@@ -123,18 +133,22 @@ __all__ = [
     "log_joint_of",
     "look_at_latents",
     "moving_supports",
+    "observed_sites",
     "observed_values",
     "only_expectation",
     "plate_dims",
     "plate_frames",
+    "plates_over_rows",
     "pointwise_log_likelihood",
     "predictive_draws",
+    "prior_draws",
     "run",
     "run_guide",
     "run_inside",
     "run_model",
     "squeezed",
     "squeezed_shape",
+    "state_probabilities",
     "summed_out",
     "unheard",
     "unmasked",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pyro import poutine
@@ -110,6 +110,31 @@ def _check_sites(traces: list[dict[str, Any]], plates: frozenset[str]) -> None:
                 f"stands in no plate over the rows, so that it would not be scaled. Put it in a "
                 f"pyro.plate of the size of the batch."
             )
+
+
+def plates_over_rows(model: Program, fewer: Arguments, named: Collection[str]) -> frozenset[str]:
+    """Those of the plates that run over the rows; all of them where the model does not tell.
+
+    On fewer rows such a plate has fewer elements, or its observed values have.
+
+    Args:
+        model: the Pyro model.
+        fewer: some of the rows.
+        named: the plates in question.
+    """
+    try:
+        sites = _alone(model, fewer.args, fewer.kwargs)
+    except ModelError:  # the model names the number of rows
+        return frozenset(named)
+    found = set()
+    for site in sites.values():
+        shape, event_dim = site["value"].shape, site["fn"].event_dim
+        for frame in plate_frames(site) if site["is_observed"] else ():
+            dim = frame.dim - event_dim
+            sizes = {frame.size, shape[dim] if -dim <= len(shape) else 1}
+            if frame.name in named and fewer.size in sizes:
+                found.add(frame.name)
+    return frozenset(found)
 
 
 def enumerable_sites(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

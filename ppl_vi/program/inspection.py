@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import inf
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from pyro.infer.autoguide import AutoGuide
@@ -71,10 +72,28 @@ def inspect(pair: Pair) -> Structure:
                 "observed. Give an unknown a prior with pyro.sample(name, distribution)."
             )
         traced = [*guide_sites.values(), *model_sites.values()]
-        frames = [frame for site in traced for frame in plate_frames(site)]
-        plates = {f.name: Plate(f.name, f.dim, f.size, f.full_size or f.size) for f in frames}
-        nesting = max((-frame.dim for frame in frames), default=0)
-        return choose_particles(Structure(sites, plates, nesting, "loop", "loop"), pair)
+        return choose_particles(_structure(sites, traced), pair)
+
+
+def inspect_model(pair: Pair) -> Structure:
+    """Run the model alone and describe its sites: those that are not observed count as summed out.
+
+    Random state is left as it was.
+
+    Raises:
+        ModelError: the model fails.
+    """
+    with forked_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        sites = sample_sites(trace_model(pair, {}))
+    return _structure(_describe({}, sites), sites.values())
+
+
+def _structure(sites: Mapping[str, Site], traced: Iterable[Mapping[str, Any]]) -> Structure:
+    """With the plates of the traced sites; particles run one by one."""
+    frames = [frame for site in traced for frame in plate_frames(site)]
+    plates = {f.name: Plate(f.name, f.dim, f.size, f.full_size or f.size) for f in frames}
+    nesting = max((-frame.dim for frame in frames), default=0)
+    return Structure(sites, plates, nesting, "loop", "loop")
 
 
 def _checked_against(guide_trace: Any) -> Callable[[str, Any], None]:
@@ -127,7 +146,7 @@ def _site(name: str, kind: Kind, site: Mapping[str, Any]) -> Site:
         name=name,
         kind=kind,
         plates=tuple(frame.name for frame in frames),
-        shape=value.shape,
+        shape=distribution.shape() if kind == "observed" else value.shape,  # values may broadcast
         event_dim=event_dim,
         dtype=value.dtype,
         support=distribution.support,

@@ -62,6 +62,14 @@ class DrawSites(Messenger):
         msg["done"] = True
 
 
+class Redraw(Messenger):
+    """Draw observed sites anew; values that a program computes (``pyro.deterministic``) stay so."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
 class FeasibleValues(Messenger):
     """Let sites with an improper prior, which nobody can draw from, stand at some value."""
 
@@ -235,6 +243,16 @@ def hide(model: Callable[..., Any], names: Collection[str]) -> Callable[..., Any
     """The model with the named sites hidden from whoever looks on, an autoguide for instance."""
     hidden: Callable[..., Any] = poutine.block(model, hide=list(names))
     return hidden
+
+
+def unobserved(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with its observed sites drawn anew."""
+
+    def redrawn(*args: Any, **kwargs: Any) -> Any:
+        with Redraw():
+            return model(*args, **kwargs)
+
+    return redrawn
 
 
 def enumerated(model: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:

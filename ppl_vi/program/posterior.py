@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.distributions import Categorical, Unit
-from pyro.ops import packed
-from pyro.ops.contract import contract_to_tensor
+from pyro.distributions import Unit
 from torch import Tensor
 
-from ppl_vi.program.layout import plate_frames, select_dims
-from ppl_vi.program.marginalization import packed_terms
-from ppl_vi.program.particles import model_particles
+from ppl_vi.program.discrete import draw_marginalized, squeezed
+from ppl_vi.program.layout import is_improper
+from ppl_vi.program.messengers import Draw, unobserved
 from ppl_vi.program.run import run_guide, run_model
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, sample_sites, trace_model
@@ -27,26 +22,14 @@ Draws = dict[str, Tensor]
 """``[num_draws, *shape]`` by site, with the site's shape in a single run."""
 
 
-def squeezed(structure: Structure, name: str, draws: Tensor) -> Tensor:
-    """``[num_draws, *plates, *event]`` of a site's draws, without the dimensions in between."""
-    site = structure.sites[name]
-    dims = [structure.plates[plate].dim for plate in site.plates]
-    return select_dims(draws, [-draws.dim() + site.event_dim, *dims], site.event_dim, name)
-
-
-def squeezed_shape(structure: Structure, name: str) -> torch.Size:
-    """``[*plates, *event]`` of a site, without the dimensions in between."""
-    site = structure.sites[name]
-    event = site.shape[len(site.shape) - site.event_dim :]
-    return torch.Size([structure.plates[plate].size for plate in site.plates]) + event
-
-
-def draw_latents(structure: Structure, pair: Pair, num_draws: int) -> Draws:
+def draw_latents(
+    structure: Structure, pair: Pair, num_draws: int, draw: Draw = draw_plainly
+) -> Draws:
     """Draw all latents: from the guide, and those it leaves out from their exact conditional."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        values = run_guide(structure, pair, draw_plainly, num_draws).values
+        values = run_guide(structure, pair, draw, num_draws).values
         if structure.marginalized:
-            values = {**values, **_draw_marginalized(structure, pair, values, num_draws)}
+            values = {**values, **draw_marginalized(structure, pair, values, num_draws)}
     return values
 
 
@@ -57,65 +40,6 @@ def completed(structure: Structure) -> Structure:
         for name, site in structure.sites.items()
     }
     return replace(structure, sites=sites)
-
-
-def _draw_marginalized(
-    structure: Structure, pair: Pair, values: Mapping[str, Tensor], num_draws: int
-) -> Draws:
-    """Draw summed-out sites one after the other, each given those before it, the rest summed out."""
-    trace = model_particles(structure, pair, values, num_draws)
-    packed_by_plates, symbols = packed_terms(trace, structure.marginalized)
-    terms, present = _without_singletons(packed_by_plates)
-    drawn = {}
-    for name in structure.marginalized:
-        site = sample_sites(trace)[name]
-        symbol = site["infer"]["_enumerate_symbol"]
-        support = _support(site)
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        ordinal = present.intersection(trace.plate_to_symbol[frame.name] for frame in frames)
-        if symbol in symbols:
-            logits = contract_to_tensor(
-                OrderedDict(terms), set(symbols), target_ordinal=ordinal, target_dims={symbol}
-            )
-            last = logits._pyro_dims.index(symbol)
-            labels: Any = Categorical(logits=logits[...].movedim(last, -1)).sample()
-            labels._pyro_dims = logits._pyro_dims.replace(symbol, "")
-            for key, group in terms.items():
-                terms[key] = [
-                    packed.gather(term, labels, symbol) if symbol in term._pyro_dims else term
-                    for term in group
-                ]
-            symbols.remove(symbol)
-            index = packed.unpack(labels, trace.symbol_to_dim)
-        else:  # a support of one value
-            index = torch.zeros((), dtype=torch.long)
-        dims = [structure.particle_dim, *(frame.dim for frame in plate_frames(site))]
-        sizes = [num_draws, *(frame.size for frame in plate_frames(site))]
-        index = select_dims(index, dims, 0, name).expand(sizes)
-        drawn[name] = support[index].reshape(num_draws, *structure.sites[name].shape)
-    return drawn
-
-
-def _without_singletons(
-    packed_by_plates: Mapping[frozenset[str], Sequence[Any]],
-) -> tuple[dict[frozenset[str], list[Any]], frozenset[str]]:
-    """The terms by plates of more than one element, and all dimensions that are left.
-
-    A plate of one element leaves no dimension in any term, and Pyro cannot contract over it.
-    """
-    every = [term for group in packed_by_plates.values() for term in group]
-    present = frozenset(dim for term in every for dim in term._pyro_dims)
-    terms: dict[frozenset[str], list[Any]] = {}
-    for plates, group in packed_by_plates.items():
-        terms.setdefault(plates & present, []).extend(group)
-    return terms, present
-
-
-def _support(site: Mapping[str, Any]) -> Tensor:
-    """The values of an enumerated site, ``[support, *event]``."""
-    value, event_dim = site["value"], site["fn"].event_dim
-    values: Tensor = value.reshape(-1, *value.shape[value.dim() - event_dim :])
-    return values
 
 
 def deterministic_values(
@@ -129,11 +53,53 @@ def deterministic_values(
 
 
 def predictive_draws(
-    structure: Structure, pair: Pair, draws: Mapping[str, Tensor], num_draws: int
+    structure: Structure,
+    pair: Pair,
+    draws: Mapping[str, Tensor],
+    num_draws: int,
+    names: Sequence[str] | None = None,
 ) -> Draws:
-    """New observations at draws of latents; latents without a draw come from the model."""
-    unconditioned = pair._replace(model=poutine.uncondition(pair.model))
-    return _model_values(structure, unconditioned, draws, num_draws, _observed(structure))
+    """New observations at draws of latents; latents without a draw come from the model.
+
+    Args:
+        structure: of the programs.
+        pair: the model and the guide with their arguments.
+        draws: ``[num_draws, *shape]`` by site, and row numbers by plate.
+        num_draws: how many.
+        names: the sites wanted; None for those that are observed.
+    """
+    wanted = observed_sites(structure) if names is None else names
+    unconditioned = pair._replace(model=unobserved(pair.model))
+    return _model_values(structure, unconditioned, draws, num_draws, wanted)
+
+
+def prior_draws(
+    structure: Structure, pair: Pair, num_draws: int, given: Mapping[str, Tensor]
+) -> Draws:
+    """Draws of all sites of the model, observed ones too, from the model alone.
+
+    Args:
+        structure: of the programs.
+        pair: the model and the guide with their arguments.
+        num_draws: how many.
+        given: values of some latents, ``[num_draws, *shape]``.
+    """
+    names = [
+        *structure.of_kind("latent", "marginalized", "deterministic"),
+        *observed_sites(structure),
+    ]
+    unconditioned = pair._replace(model=unobserved(pair.model))
+    return {
+        **given,
+        **_model_values(completed(structure), unconditioned, given, num_draws, names),
+    }
+
+
+def improper_sites(pair: Pair) -> list[str]:
+    """The latents of the model that nobody can draw from their prior."""
+    with torch.no_grad(), forked_rng(), pyro.validation_enabled(False):
+        sites = sample_sites(trace_model(pair, {}))
+    return [n for n, site in sites.items() if not site["is_observed"] and is_improper(site["fn"])]
 
 
 def observed_values(structure: Structure, pair: Pair) -> Draws:
@@ -141,14 +107,14 @@ def observed_values(structure: Structure, pair: Pair) -> Draws:
     with torch.no_grad(), forked_rng(), pyro.validation_enabled(False):
         sites = sample_sites(trace_model(pair, {}))
     values = {}
-    for name in _observed(structure):
+    for name in observed_sites(structure):
         shape = structure.sites[name].shape
         value = sites[name]["value"].expand(shape).reshape(1, *shape)
         values[name] = squeezed(structure, name, value)[0]
     return values
 
 
-def _observed(structure: Structure) -> list[str]:
+def observed_sites(structure: Structure) -> list[str]:
     """The observed sites that have a value: all but ``pyro.factor``."""
     observed = structure.of_kind("observed")
     return [name for name in observed if structure.sites[name].distribution != Unit.__name__]
@@ -182,7 +148,7 @@ def pointwise_log_likelihood(
     summed out; elsewhere they are given, as drawn.
     """
     with torch.no_grad(), pyro.validation_enabled(False):
-        observed = _observed(structure)
+        observed = observed_sites(structure)
         found = {}
         for factor in run_model(structure, pair, draws, num_draws):
             others = [name for name in factor.sites if structure.sites[name].kind != "marginalized"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import pyro
@@ -14,8 +14,8 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ppl_vi.data import Batch, DataSource, data_source
-from ppl_vi.errors import DataError
+from ppl_vi.data import Batch, data_source
+from ppl_vi.errors import DataError, ModelError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
@@ -56,13 +56,20 @@ def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
             "log_evidence: data: the model was fitted without rows of data, so that it takes no new "
             "ones. Make the data an argument of the model, and fit it with them."
         )
-    posterior = _Posterior(marginalized(job))
-    new = _NewRows(posterior, data_source(data, posterior.batch_size))
+    posterior = SharedPosterior(marginalized(job))
+    source = data_source(data, posterior.batch_size)
+    new, whole = NewRows(posterior, source.head(1_000)), posterior.batch_size is None
+
+    def pairs() -> Iterator[WeightedPair]:
+        """All batches in order; the share of each is not told."""
+        for number, batch in enumerate([source.whole()] if whole else source.sequence()):
+            yield new.pair(number, batch), 1.0, new.handler(batch)
+
     given = posterior.draw if posterior.shared else None
-    return Weighing(new.pairs, posterior.rows, given), "log p(x* | x)" if given else "log p(x*)"
+    return Weighing(pairs, posterior.rows, given), "log p(x* | x)" if given else "log p(x*)"
 
 
-class _Posterior:
+class SharedPosterior:
     """What a fit says of the latents that all rows share."""
 
     def __init__(self, job: Job) -> None:
@@ -139,58 +146,69 @@ def _rows_taken(data: Any, size: int | None, rows: Tensor) -> Any:
     return tree_map(taken, data)
 
 
-class _NewRows:
-    """Batches of new data, and the guide of each."""
-
-    def __init__(self, posterior: _Posterior, source: DataSource) -> None:
-        self._posterior, self._source = posterior, source
-        self._guides: dict[int, Program] = {}
-        with torch.no_grad():
-            self._amortized = bool(posterior.local) and posterior.reads_rows(
-                self._source.head(1_000)
-            )
-            self._central = posterior.central() if posterior.shared else {}
-
-    def pairs(self) -> Iterator[WeightedPair]:
-        """All batches in order; the share of each is not told."""
-        whole = self._posterior.batch_size is None
-        batches = [self._source.whole()] if whole else self._source.sequence()
-        for number, batch in enumerate(batches):
-            if number not in self._guides:
-                self._guides[number] = self._guide(number, batch)
-            model, args, kwargs = self._posterior.job.model, batch.args, batch.kwargs
-            yield Pair(model, self._guides[number], args, kwargs), 1.0, self._handler(batch)
-
-    def _handler(self, batch: Batch) -> AbstractContextManager[Any]:
-        job, size, plates = self._posterior.job, batch.size or 0, self._posterior.rows
-        if job.source.num_rows is None:
-            return nullcontext()
-        if not job.data_plates:
+def handler_of_new(posterior: SharedPosterior, batch: Batch) -> AbstractContextManager[Any]:
+    """What tells the programs which rows a batch of new data has."""
+    job, size, plates = posterior.job, batch.size or 0, posterior.rows
+    if job.source.num_rows is None:
+        return nullcontext()
+    if not job.data_plates:
+        with suppress(ModelError):  # a model that names N may not run on other rows by itself
             sizes = plate_dims(job.model, batch.args, batch.kwargs)
             if all(full == size for name, (_, full) in sizes.items() if name in plates):
                 return nullcontext()
-        # Any rows of the fit's do: a guide that reads the data does not ask for them. But they are the
-        # same ones at each run, so that what is fitted to a new row stays its own.
-        handler: AbstractContextManager[Any] = DataPlate(
-            plates, job.source.num_rows, torch.arange(size), size
-        )
-        return handler
+    # Any rows of the fit's do: a guide that reads the data does not ask for them. But they are the
+    # same ones at each run, so that what is fitted to a new row stays its own.
+    handler: AbstractContextManager[Any] = DataPlate(
+        plates, job.source.num_rows, torch.arange(size), size
+    )
+    return handler
+
+
+class NewRows:
+    """Batches of new data, and the guide of each.
+
+    Args:
+        posterior: of what rows share.
+        head: some of the new rows, on which it is seen whether the guide reads rows.
+        held_out: sites of the model to leave out of the posterior of these rows.
+    """
+
+    def __init__(
+        self, posterior: SharedPosterior, head: Batch, held_out: Collection[str] = ()
+    ) -> None:
+        self._posterior = posterior
+        model = posterior.job.model
+        self._model = hide(model, held_out) if held_out else model
+        self._guides: dict[int, Program] = {}
+        with torch.no_grad():
+            self.amortized = bool(posterior.local) and posterior.reads_rows(head)
+            self._central = posterior.central() if posterior.shared else {}
+
+    def pair(self, number: int, batch: Batch) -> Pair:
+        """The model and a guide of one batch, by its number."""
+        if number not in self._guides:
+            self._guides[number] = self._guide(number, batch)
+        return Pair(self._model, self._guides[number], batch.args, batch.kwargs)
+
+    def handler(self, batch: Batch) -> AbstractContextManager[Any]:
+        """What tells the programs which rows a batch has."""
+        return handler_of_new(self._posterior, batch)
 
     def _guide(self, number: int, batch: Batch) -> Program:
         """One that draws the latents of these rows, and holds the shared ones at some draw."""
         posterior, own = self._posterior, self._posterior.job.guide
-        if self._amortized:
+        if self.amortized:
             summed = [n for n in posterior.shared if n in posterior.structure.marginalized]
             held = {name: self._central[name] for name in summed}
             return _holding(posterior.structure, held, own)
         if not posterior.local:
             return _holding(posterior.structure, self._central, None)
-        model = posterior.job.model
+        model = self._model
         hidden = {*enumerable_sites(model, batch.args, batch.kwargs), *posterior.shared}
         normals = AutoNormal(hide(model, hidden), init_loc_fn=init_to_median(num_samples=100))
         normals._pyro_name = f"_new_rows_{number}"  # the fitted guide may be an AutoNormal too
         guide = _holding(posterior.structure, self._central, normals)
-        with self._handler(batch):
+        with self.handler(batch):
             fit_normals(Pair(model, guide, batch.args, batch.kwargs), normals, _DRAWS_TO_FIT)
         return guide
 

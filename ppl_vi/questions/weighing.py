@@ -109,7 +109,7 @@ class Weighing:
     ) -> Means:
         """A mean over draws of what rows share."""
         whole, rows, only_rows = MeanWeight(), dict[int, MeanWeight](), True
-        for count in _chunks(draws, max(1, _at_once(structure) // inner)):
+        for count in in_chunks(draws, max(1, _at_once(structure) // inner)):
             values = self._draw_shared(shared, count)
             log_w = torch.zeros(())
             for number, (pair, _, handler) in enumerate(self.batches()):
@@ -139,10 +139,10 @@ class Weighing:
         structure, rows = structure_of(pair), MeanWeight()
         beside = outside = torch.zeros(count)
         only_rows = True
-        for size in _chunks(inner, max(1, _at_once(structure) // count)):
+        for size in in_chunks(inner, max(1, _at_once(structure) // count)):
             first = not rows.count
             given = {name: value.repeat_interleave(size, 0) for name, value in values.items()}
-            held = _Held(structure, given)
+            held = Held(structure, given)
             factors = [
                 factor
                 for factor in run(structure, pair, held, count * size).factors
@@ -203,7 +203,7 @@ def _random(structure: Structure) -> list[str]:
     return [name for name in structure.drawn if not structure.sites[name].fixed]
 
 
-class _Held:
+class Held:
     """Give sites of the guide these values, and draw the others.
 
     Args:
@@ -240,17 +240,21 @@ def _check_points(structure: Structure, pair: Pair, given: bool) -> None:
             )
 
 
-def _at_once(structure: Structure) -> int:
-    """How many particles are run together."""
+def elements(structure: Structure) -> int:
+    """The numbers in one draw, those of summed-out latents for each of their values."""
     sites = structure.sites.values()
-    elements = sum(
+    return sum(
         site.shape.numel() * (site.support_size if site.kind == "marginalized" else 1)
         for site in sites
     )
-    return max(1, _ELEMENTS_AT_ONCE // max(1, elements))
 
 
-def _chunks(total: int, most: int) -> Iterator[int]:
+def _at_once(structure: Structure) -> int:
+    """How many particles are run together."""
+    return max(1, _ELEMENTS_AT_ONCE // max(1, elements(structure)))
+
+
+def in_chunks(total: int, most: int) -> Iterator[int]:
     """Sizes that add up to the total."""
     yield from [most] * (total // most)
     if total % most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -125,3 +126,39 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_every_picture_is_shown() -> None:
     texts = "".join(page.read_text(encoding="utf-8") for page in RUNNER.pages())
     assert [p.name for p in (DOCS / "images").iterdir() if f"images/{p.name}" not in texts] == []
+
+
+def test_names_of_other_libraries_exist() -> None:
+    """In the tables of equivalents; PyMC, which is not installed, is left out."""
+    pytest.importorskip("numpyro")
+    text = (DOCS / "coming_from.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:pyro|numpyro|sklearn)\.[\w.]+)", text))
+    names |= {f"{p}.infer.autoguide.{n}" for p in ("pyro", "numpyro") for n in AUTOGUIDES}
+    assert len(names) > 40
+    assert [name for name in sorted(names) if not exists(name)] == []
+
+
+AUTOGUIDES = (
+    "AutoDelta",
+    "AutoLaplaceApproximation",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+)
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name can be imported or looked up."""
+    parent, _, last = name.rpartition(".")
+    return hasattr(importlib.import_module(parent), last)
+
+
+def test_what_stands_beside_them_can_be_written() -> None:
+    """The calls of our classes in the tables' right columns."""
+    text = (DOCS / "coming_from.md").read_text(encoding="utf-8")
+    cells = [row.split(" | ")[-1] for row in text.splitlines() if row.startswith("| ")]
+    calls = [c for cell in cells for c in re.findall(r"`([A-Z]\w+\(.*?\))`", cell)]
+    inside = [c for cell in cells for c in re.findall(r"fit\(([A-Z]\w+\(.*?\)), ", cell)]
+    space = {**vars(ppl_vi.models), **vars(ppl_vi), "K": 2, "D": 3, "V": 4}
+    assert len(calls + inside) > 12
+    for call in calls + inside:
+        eval(call, dict(space))

@@ -15,7 +15,7 @@ SOURCES := $(shell find ppl_vi models guides -name __pycache__ -prune -o -print)
 WHEELS := build/wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-cavi bench-vae lint wheel clean
+.PHONY: help demo test test-slow bench bench-cavi bench-vae docs lint wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ bench-cavi: $(VENV)/.bench ## coordinate ascent beside scikit-learn, and its mem
 
 bench-vae: $(VENV)/.bench ## the autoencoder beside PyTorch and NumPyro; BENCH="--data mnist.npz" for MNIST
 	$(PY) benchmarks/vae_peers.py $(BENCH)
+
+docs: $(VENV)/.docs ## the documentation in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/.lint ## ruff and mypy
 	$(PY) -m ruff check .
@@ -73,6 +76,10 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) "$$(ls $(WHEELS)/*.whl)[bench]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) "$$(ls $(WHEELS)/*.whl)[docs]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

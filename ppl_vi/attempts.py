@@ -42,7 +42,7 @@ from ppl_vi.running import (
     states_after,
 )
 from ppl_vi.starting import initial_values, look_at, resolve_guide
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence
 from ppl_vi.streaming import Stream
 from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
@@ -107,10 +107,11 @@ def _trained(
         estimators=moved.estimators,
         num_steps=len(moved.losses),
         seconds=time.perf_counter() - started,
-        stop_reason=moved.reason,
+        stop_reason=moved.convergence.verdict,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
         remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
+        convergence=moved.convergence,
     )
 
 
@@ -118,7 +119,7 @@ class _Moved(NamedTuple):
     """What became of the parameters, and how."""
 
     losses: list[float]
-    reason: StopReason
+    convergence: Convergence
     estimators: dict[str, str]
     execution: Execution
     bound: Estimate | None = None
@@ -131,7 +132,7 @@ def _moved(
     if is_swept(job.guide):
         wish, calls = settings.compile, settings.callbacks
         swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
-        return _Moved(swept.losses, swept.reason, {}, swept.execution, swept.bound)
+        return _Moved(swept.losses, Convergence(swept.reason), {}, swept.execution, swept.bound)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
@@ -139,7 +140,7 @@ def _moved(
     runner = _runner(settings, weighted, model, job, bar)
     losses, reason = train(runner, settings.steps, settings.callbacks, bar)
     runner.finish()
-    return _Moved(losses, reason, estimators, runner.execution)
+    return _Moved(losses, Convergence(reason), estimators, runner.execution)
 
 
 def _runner(

@@ -35,7 +35,7 @@ from ppl_vi.questions import Questions
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.states import States
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence, StopReason
 from ppl_vi.threads import threads_for
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class FitResult(Questions):
         stop_reason: why it stopped; printed, it is a sentence.
         execution: how the steps were taken, eager or compiled, and why.
         remarks: what else a person should know, a line each: components that are empty, for example.
+        convergence: where it stopped, and what it may have left undone; ``None`` without steps.
     """
 
     losses: Tensor
@@ -79,6 +80,7 @@ class FitResult(Questions):
     execution: Execution
     states: States = field(repr=False, default_factory=dict)
     remarks: tuple[str, ...] = ()
+    convergence: Convergence | None = None
 
     @property
     def guide(self) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ from ppl_vi.questions import LogEvidence, Marginal
 from ppl_vi.registry import register_guide
 from ppl_vi.result import FitResult
 from ppl_vi.starts import GuideStart
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence, StopReason
 from ppl_vi.training import Progress
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "Baseline",
     "CompileError",
     "ControlVariate",
+    "Convergence",
     "DataError",
     "DisARM",
     "Enumerate",

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.compilation import Execute, Execution, Wish
+from ppl_vi.convergence import Tolerance
 from ppl_vi.data import Batch, DataSource
 from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
@@ -24,7 +25,7 @@ from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.objectives import Objective
-from ppl_vi.optimization import OptimizerChoice, make_stepper
+from ppl_vi.optimization import OptimizerChoice, Stepper, TorchStepper, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget, structure_of
@@ -42,11 +43,12 @@ from ppl_vi.running import (
     states_after,
 )
 from ppl_vi.starting import initial_values, look_at, resolve_guide
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence
 from ppl_vi.streaming import Stream
 from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
+from ppl_vi.watching import Watch, has_time_for_stages
 
 Program = Callable[..., Any]
 
@@ -67,7 +69,8 @@ class Settings:
     compile: Wish
     restarts: int
     kl_schedule: KLSchedule | None
-    seed: int | None = None
+    seed: int | None
+    tol: Tolerance | None
 
 
 def attempt(settings: Settings, restart: int, bar: tqdm[Any]) -> FitResult:
@@ -108,12 +111,13 @@ def _trained(
         estimators=moved.estimators,
         num_steps=len(moved.losses),
         seconds=time.perf_counter() - started,
-        stop_reason=moved.reason,
+        stop_reason=moved.convergence.verdict,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
         remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
         objective=settings.objective,
         seed=settings.seed,
+        convergence=moved.convergence,
     )
 
 
@@ -121,7 +125,7 @@ class _Moved(NamedTuple):
     """What became of the parameters, and how."""
 
     losses: list[float]
-    reason: StopReason
+    convergence: Convergence
     estimators: dict[str, str]
     execution: Execution
     bound: Estimate | None = None
@@ -134,28 +138,51 @@ def _moved(
     if is_swept(job.guide):
         wish, calls = settings.compile, settings.callbacks
         swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
-        return _Moved(swept.losses, swept.reason, {}, swept.execution, swept.bound)
+        return _Moved(swept.losses, Convergence(swept.reason), {}, swept.execution, swept.bound)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
     weighted = annealed(objective, settings.kl_schedule, job, settings.steps)
-    runner = _runner(settings, weighted, model, job, bar)
-    losses, reason = train(runner, settings.steps, settings.callbacks, bar)
+    parameters = _trainable()
+    stepper = _stepper(settings, parameters)
+    watch = _watch(settings, weighted, stepper)
+    runner = _runner(settings, weighted, model, job, bar, parameters, stepper)
+    losses, convergence = train(runner, settings.steps, settings.callbacks, bar, watch)
     runner.finish()
-    return _Moved(losses, reason, estimators, runner.execution)
+    return _Moved(losses, convergence, estimators, runner.execution)
+
+
+def _stepper(settings: Settings, parameters: dict[str, Tensor]) -> Stepper:
+    for parameter in parameters.values():
+        parameter.grad = None  # of someone else's training
+    staged = settings.tol is not None and has_time_for_stages(settings.steps)
+    return make_stepper(settings.optimizer, parameters, settings.steps, staged)
+
+
+def _watch(settings: Settings, objective: pyro.infer.ELBO, stepper: Stepper) -> Watch:
+    """Who sees the losses: from the step on from which the objective stays the same."""
+    rate = stepper.staged if isinstance(stepper, TorchStepper) else None
+    ours = settings.optimizer is None and rate is None  # a fall that is planned looks like rest
+    scheduled = objective.scheduled if isinstance(objective, Objective) else None
+    settled = 0 if scheduled is None else scheduled.settled
+    tol = None if ours else settings.tol
+    return Watch(tol, settings.steps, rate, lambda: list(trainable().values()), settled)
 
 
 def _runner(
-    settings: Settings, objective: pyro.infer.ELBO, model: Program, job: Job, bar: tqdm[Any]
+    settings: Settings,
+    objective: pyro.infer.ELBO,
+    model: Program,
+    job: Job,
+    bar: tqdm[Any],
+    parameters: dict[str, Tensor],
+    stepper: Stepper,
 ) -> Execute:
     """Who takes the steps."""
-    parameters = _trainable()
-    for parameter in parameters.values():
-        parameter.grad = None  # of someone else's training
     eager = EagerRunner(
         loss_and_grads_of(objective, model, job),
         Stream(settings.source),
-        make_stepper(settings.optimizer, parameters, settings.steps),
+        stepper,
         settings.on_nan,
         lambda batch: _blame(job, batch),
         objective.scheduled if isinstance(objective, Objective) else None,

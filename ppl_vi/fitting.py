@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ppl_vi.annealing import KLSchedule
 from ppl_vi.attempts import Settings, attempt
 from ppl_vi.compilation import Wish
+from ppl_vi.convergence import Tolerance
 from ppl_vi.data import data_source
 from ppl_vi.objectives import ELBO
 from ppl_vi.optimization import OptimizerChoice
@@ -40,6 +41,7 @@ def fit(
     batch_size: int | None = None,
     data_plate: str | None = None,
     compile: Wish = "auto",
+    tol: Tolerance | None = "auto",
     restarts: int = 1,
     seed: int | None = None,
     progress: bool = True,
@@ -126,6 +128,7 @@ def fit(
         restarts,
         kl_schedule,
         seed,
+        tol,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
         best = first = attempt(settings, 0, bar)

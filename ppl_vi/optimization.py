@@ -45,7 +45,11 @@ class Stepper(Protocol):
 
 
 def make_stepper(
-    optimizer: OptimizerChoice, parameters: Mapping[str, Tensor], steps: int
+    optimizer: OptimizerChoice,
+    parameters: Mapping[str, Tensor],
+    steps: int,
+    staged: bool = False,
+    rate: float = INITIAL_RATE,
 ) -> Stepper:
     """The stepper for ``fit(optimizer=...)``.
 
@@ -56,6 +60,8 @@ def make_stepper(
             posteriors of very different widths are all resolved.
         parameters: unconstrained, by name.
         steps: how many are planned.
+        staged: whether the default rate stays where it is until it is told to fall.
+        rate: the default rate of the first step.
 
     Raises:
         TypeError: the choice is none of these, for instance an optimizer already bound to tensors.
@@ -69,7 +75,7 @@ def make_stepper(
             f"optimizer: pass a torch.optim class, a function from parameters to an optimizer or "
             f"scheduler, or a Pyro optimizer; not {type(optimizer).__name__!r} itself."
         )
-    make = optimizer or (lambda tensors: _default(tensors, steps))
+    make = optimizer or (lambda tensors: _default(tensors, steps, staged, rate))
     with _without_compiler():
         made = make(list(parameters.values()))
     if not isinstance(made, (Optimizer, LRScheduler)):
@@ -163,10 +169,39 @@ def _unwrapped(step: Any) -> Callable[[Optimizer], Any] | None:
     return step if step.__module__.startswith("torch.optim.") else None
 
 
-def _default(parameters: list[Tensor], steps: int) -> LRScheduler:
-    adam = torch.optim.Adam(parameters, lr=INITIAL_RATE, betas=(0.9, 0.99))
-    decay = (FINAL_RATE / INITIAL_RATE) ** (1 / max(1, steps))
-    return torch.optim.lr_scheduler.ExponentialLR(adam, decay)
+def _default(parameters: list[Tensor], steps: int, staged: bool, rate: float) -> LRScheduler:
+    adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+    if staged:
+        return StagedRate(adam)
+    return torch.optim.lr_scheduler.ExponentialLR(adam, (FINAL_RATE / rate) ** (1 / max(1, steps)))
+
+
+class StagedRate(LRScheduler):
+    """A learning rate that stays until it is told to become another, or to fall.
+
+    Attributes:
+        rate: of the present stage.
+        falling: whether it falls geometrically, step by step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.rate = float(optimizer.param_groups[0]["lr"])
+        self.falling, self._decay = False, 1.0
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rate of the next step, for each group."""
+        return [group["lr"] * self._decay for group in self.optimizer.param_groups]
+
+    def become(self, rate: float) -> None:
+        """Take this rate from the next step on."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def fall(self, last: float, steps: int) -> None:
+        """Fall from the present rate to a last one in so many steps."""
+        self.falling, self._decay = True, (last / self.rate) ** (1 / max(1, steps))
 
 
 class TorchStepper:
@@ -219,6 +254,11 @@ class TorchStepper:
         if name not in self._known:
             self.optimizer.add_param_group({"params": [parameters[name]]})
             self._known[name] = None
+
+    @property
+    def staged(self) -> StagedRate | None:
+        """The default rate, where it waits to be told to fall."""
+        return self._scheduler if isinstance(self._scheduler, StagedRate) else None
 
     @property
     def foreseeable(self) -> bool:

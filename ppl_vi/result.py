@@ -26,7 +26,7 @@ from ppl_vi.questions.exporting import attributes_of
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.states import States
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence, StopReason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +54,7 @@ class FitResult(PosteriorDraws, Questions):
         remarks: what else a person should know, a line each: components that are empty, for example.
         objective: the bound that was maximised.
         seed: of the fit, where one was given.
+        convergence: where it stopped, and what it may have left undone; ``None`` without steps.
     """
 
     losses: Tensor
@@ -71,6 +72,7 @@ class FitResult(PosteriorDraws, Questions):
     remarks: tuple[str, ...] = ()
     objective: pyro.infer.ELBO = field(repr=False, default_factory=ELBO)
     seed: int | None = None
+    convergence: Convergence | None = None
 
     @property
     def guide(self) -> Callable[..., Any]:

@@ -29,3 +29,9 @@ class Scheduled:
     def rows(self, step: int, count: int) -> Tensor:
         """``[count, size]``, from this step on."""
         return self.table[step : step + count]
+
+    @property
+    def settled(self) -> int:
+        """The step from which on the numbers are the same."""
+        changes = (self.table[1:] != self.table[:-1]).any(1).nonzero()
+        return int(changes[-1]) + 1 if len(changes) else 0

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from ppl_vi.interrupting import interruptible
 from ppl_vi.runners import Runner
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.watching import EVERY, Watch
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,39 @@ _STEPS_PER_REFRESH = 20
 
 
 def train(
-    runner: Runner, steps: int, callbacks: Sequence[Callback], bar: tqdm[None]
-) -> tuple[list[float], StopReason]:
-    """Take ``steps`` steps, or fewer if a callback asks.
+    runner: Runner, steps: int, callbacks: Sequence[Callback], bar: tqdm[None], watch: Watch
+) -> tuple[list[float], Convergence]:
+    """Take ``steps`` steps, or fewer if a callback, a rule or a person asks.
 
     Args:
         runner: takes the steps, in blocks where nobody listens to each of them.
         steps: how many to take.
         callbacks: told of every step.
         bar: shows the smoothed ELBO.
+        watch: sees the losses, and may lower the learning rate or stop.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite, where the runner is told to raise.
     """
     losses: list[float] = []
+    with interruptible() as interrupted:
+        try:
+            reason = _stepped(losses, runner, steps, callbacks, bar, watch, interrupted)
+        except KeyboardInterrupt:  # a callback's own, or a second Ctrl-C
+            reason = StopReason.INTERRUPTED
+    return losses, watch.told(reason)
+
+
+def _stepped(
+    losses: list[float],
+    runner: Runner,
+    steps: int,
+    callbacks: Sequence[Callback],
+    bar: tqdm[None],
+    watch: Watch,
+    interrupted: Callable[[], bool],
+) -> StopReason:
+    """Take the steps, and say why no more of them."""
     smoothed, shown = math.nan, bar.n
     while len(losses) < steps:
         block = 1 if callbacks else runner.block - len(losses) % runner.block
@@ -64,5 +85,9 @@ def train(
             bar.update(shown + step - bar.n)
         told = Progress(step, losses[-1], smoothed)
         if any([callback(told) for callback in callbacks]):  # every callback hears of every step
-            return losses, StopReason.CALLBACK
-    return losses, StopReason.STEPS
+            return StopReason.CALLBACK
+        if interrupted():
+            return StopReason.INTERRUPTED
+        if step % EVERY == 0 and watch.sees(losses[-EVERY:]):
+            return StopReason.CONVERGED
+    return StopReason.STEPS

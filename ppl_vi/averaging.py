@@ -1,0 +1,56 @@
+"""The mean of the last iterates of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_PARTS = 8
+
+
+class _Part(NamedTuple):
+    """Sums of ``count`` iterates in a row, the first of them at ``step``."""
+
+    step: int
+    count: int
+    sums: tuple[Tensor, ...]
+
+
+class TailAverage:
+    """Keeps enough of a run to tell the mean of its iterates since some later step.
+
+    Neighbours are added up where they make less than an eighth of the run, so that some twenty sums are
+    kept, however long it is.
+
+    Source: Polyak and Juditsky (1992).
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._count = 0
+
+    def add(self, step: int, tensors: Sequence[Tensor]) -> None:
+        """Take the iterate after so many steps.
+
+        Args:
+            step: larger than those before.
+            tensors: the same ones each time; they are copied.
+        """
+        self._count += 1
+        self._parts.append(_Part(step, 1, tuple(tensor.detach().clone() for tensor in tensors)))
+        while len(self._parts) > 1:
+            before, last = self._parts[-2:]
+            if before.count != last.count or _PARTS * 2 * last.count > self._count:
+                break
+            sums = tuple(map(torch.add, before.sums, last.sums))
+            self._parts[-2:] = [_Part(before.step, 2 * last.count, sums)]
+
+    def mean(self, since: int) -> tuple[Tensor, ...]:
+        """The mean of the iterates after that step, or of the last ones alone if none is so late."""
+        chosen = [part for part in self._parts if part.step > since] or self._parts[-1:]
+        count = sum(part.count for part in chosen)
+        together = zip(*(part.sums for part in chosen), strict=True)
+        return tuple(torch.stack(sums).sum(0) / count for sums in together)

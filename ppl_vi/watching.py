@@ -1,0 +1,148 @@
+"""Who watches the losses of a fit: lets the learning rate fall, and says when to stop.
+
+At a constant rate iterates come to rest around an optimum, at a distance that falls with the rate. So
+the rate stays until the bound rises no more, then falls to a tenth, and the next stage starts from the
+mean of the iterates that were at rest. When a tenth of the rate brought no more than noise, the next
+tenth would bring a tenth of that, and the mean iterate is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vi.averaging import TailAverage
+from ppl_vi.convergence import WINDOW, ConvergenceRule, Look, Tolerance
+from ppl_vi.optimization import FINAL_RATE, INITIAL_RATE, StagedRate
+from ppl_vi.stopping import Convergence, StopReason
+
+EVERY = 100
+"""Steps from one look at the losses to the next, counted from the first step of the fit."""
+STAGE_WINDOW = 600
+"""The rule's window in a stage of the default optimizer."""
+_TENTH = 0.1
+_PACE = 0.6
+"""How much of the planned steps a fall through all rates takes, where the steps run out."""
+_FEWEST = 6 * STAGE_WINDOW
+"""With fewer steps there is no time for stages."""
+_SURE = 2.33
+_HIDDEN = 1.0
+"""A gain in nats that matters to a posterior; noise that may hide it is told."""
+
+
+def has_time_for_stages(steps: int) -> bool:
+    """Whether so many steps are enough to let the rate fall by the rule."""
+    return steps >= _FEWEST
+
+
+class Watch:
+    """Watches the steps of one fit.
+
+    Args:
+        tol: ``fit(tol=...)``; ``None`` watches nothing.
+        steps: the most that are taken.
+        rate: the learning rate of the default optimizer; ``None`` where it is not ours to change.
+        parameters: those that move.
+        settled: the step from which on the objective is the same.
+    """
+
+    def __init__(
+        self,
+        tol: Tolerance | None,
+        steps: int,
+        rate: StagedRate | None,
+        parameters: Callable[[], Sequence[Tensor]],
+        settled: int = 0,
+    ) -> None:
+        self._tol, self._steps, self._rate, self._parameters = tol, steps, rate, parameters
+        self._begun = math.ceil(settled / EVERY) * EVERY
+        self._step = 0
+        self._stage: list[Look] = []
+        self._reason: StopReason | None = None
+        self._look: Look | None = None
+        self._begin(self._begun)
+
+    def _begin(self, step: int) -> None:
+        self._begun = step
+        window = WINDOW if self._rate is None else STAGE_WINDOW
+        self._rule = None if self._tol is None else ConvergenceRule(window, self._tol)
+        self._average = TailAverage()
+
+    def sees(self, losses: Sequence[float]) -> bool:
+        """Whether to stop, after the next ``EVERY`` losses."""
+        self._step += len(losses)
+        if self._rule is None or self._step <= self._begun:
+            return False
+        if self._rate is None:
+            return self._rule.update(losses) and self._end()
+        if self._rate.falling:
+            return False
+        self._average.add(self._step, self._parameters())
+        if self._rule.update(losses):
+            return self._rested(self._rate)
+        left = self._steps - self._step
+        if left <= _PACE * self._steps * _depth(self._rate.rate):
+            self._rate.fall(FINAL_RATE, left)
+        return False
+
+    def _rested(self, rate: StagedRate) -> bool:
+        """The bound rises no more at this rate: go on from the mean iterate at a lower one, or end."""
+        look = self._seen()
+        with torch.no_grad():
+            since = self._begun + look.start
+            for parameter, mean in zip(self._parameters(), self._average.mean(since), strict=True):
+                parameter.copy_(mean)
+        self._stage.append(look)
+        if len(self._stage) > 1 and self._gains_nothing(*self._stage[-2:]):
+            return self._end()
+        if rate.rate * _TENTH < FINAL_RATE:
+            return self._end()
+        rate.become(rate.rate * _TENTH)
+        self._begin(self._step)
+        return False
+
+    def _gains_nothing(self, before: Look, after: Look) -> bool:
+        """Whether a tenth of the rate brought no more than noise, or than what was asked for."""
+        gain = float(before.level - after.level)
+        doubt = math.hypot(float(before.level_error), float(after.level_error))
+        if self._tol == "auto" or self._tol is None:
+            return gain <= 2 * doubt
+        return gain + doubt <= self._tol
+
+    def _seen(self) -> Look:
+        rule = self._rule
+        if rule is None or rule.last is None:
+            raise RuntimeError("the rule has not looked yet.")
+        return rule.last
+
+    def _end(self) -> bool:
+        look = self._seen()
+        hides = self._tol == "auto" and _SURE * float(look.standard_error) > _HIDDEN
+        self._reason = StopReason.NOISE if hides else StopReason.CONVERGED
+        return True
+
+    def told(self, reason: StopReason) -> Convergence:
+        """What there is to say at the end of the fit.
+
+        Args:
+            reason: why no more steps were taken, if not because of what was seen here.
+        """
+        look = None if self._rule is None else self._rule.last
+        if look is None:
+            return Convergence(self._reason or reason)
+        if self._reason is None and reason is StopReason.STEPS and not self._stage:
+            reason = StopReason.CLIMBING if look.climbing else reason
+        return Convergence(
+            self._reason or reason,
+            self._begun + look.start,
+            float(look.gain),
+            float(look.standard_error),
+        )
+
+
+def _depth(rate: float) -> float:
+    """How far above the last rate, as a part of the way down from the first, by factors."""
+    return math.log(rate / FINAL_RATE) / math.log(INITIAL_RATE / FINAL_RATE)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vi.annealing import KLSchedule, annealed
+from ppl_vi.beginning import new_job
 from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.convergence import Tolerance
 from ppl_vi.data import Batch, DataSource
@@ -23,13 +24,13 @@ from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
-from ppl_vi.job import Job, data_plates_of
+from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
 from ppl_vi.optimization import OptimizerChoice, Stepper, TorchStepper, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget, structure_of
-from ppl_vi.program import StartingValues, Structure, draw_plainly, run
+from ppl_vi.program import Structure, draw_plainly, run
 from ppl_vi.randomness import restored_on_error
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
@@ -42,10 +43,9 @@ from ppl_vi.running import (
     model_for,
     states_after,
 )
-from ppl_vi.starting import initial_values, look_at, resolve_guide
 from ppl_vi.stopping import Convergence
 from ppl_vi.streaming import Stream
-from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
+from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
 from ppl_vi.watching import Watch, has_time_for_stages
@@ -199,21 +199,11 @@ def _runner(
 
 def _prepare(settings: Settings, restart: int) -> tuple[Job, Structure]:
     """Build the guide, create every parameter at its start, and check that all fits together."""
-    model, source = settings.model, settings.source
-    with pyro.get_param_store().scope():  # a look at the model creates no parameter
-        plates = data_plates_of(model, source, settings.data_plate)
-    values = initial_values(model, source)
-    with StartingValues(values):
-        guide = resolve_guide(settings.guide, model, source, plates, values, restart)
-        if is_swept(guide):
-            check_settings(settings.objective, settings.optimizer, settings.kl_schedule)
-            batch = look_at(source, plates, ROWS_TO_START)
-            wish, elsewhere = settings.compile, restart > 0
-            guide.begin(batch.args, batch.kwargs, values, plates, elsewhere, wish)
-        job = Job(model, guide, source, plates)
-        if has_last_word(guide):
-            guide.begin_fit(job)
-        return job, job.check()
+    s = settings
+    job, begin = new_job(s.model, s.guide, s.source, s.data_plate, restart)
+    if is_swept(job.guide):
+        check_settings(s.objective, s.optimizer, s.kl_schedule)
+    return job, begin(s.compile)
 
 
 def _trainable() -> dict[str, Tensor]:

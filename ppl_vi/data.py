@@ -80,6 +80,11 @@ class DataSource(ABC):
         return ()
 
     @property
+    def batch_size(self) -> int | None:
+        """Rows in a batch, where ``data_source`` is to be told of it."""
+        return self._batch_size if self.batched else None
+
+    @property
     def rows_device(self) -> torch.device:
         """Where row numbers are."""
         return self._order.device
@@ -265,6 +270,10 @@ class _LoaderSource(DataSource):
     def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         # Without row numbers, as in `epoch`: a guide must see the same in training and after it.
         return (replace(batch, rows=None) for batch in self._in_order._read(chunks))
+
+    @property
+    def batch_size(self) -> int | None:
+        return None
 
     @property
     def generators(self) -> tuple[torch.Generator, ...]:

@@ -25,6 +25,7 @@ from ppl_vi.questions.draws import new_arguments
 from ppl_vi.questions.exporting import attributes_of
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
+from ppl_vi.saving import Saved
 from ppl_vi.states import States
 from ppl_vi.stopping import Convergence, StopReason
 
@@ -35,7 +36,7 @@ Draws = dict[str, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult(PosteriorDraws, Questions):
+class FitResult(PosteriorDraws, Questions, Saved):
     """A fitted posterior.
 
     Attributes:

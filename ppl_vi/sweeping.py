@@ -191,7 +191,7 @@ def sweep_to_rest(
         elif len(losses) % size == 0 and _rests(losses, size):
             reason = StopReason.CONVERGED
     guide.settle()
-    bound = Estimate(_bound(guide, job)) if stream else guide.evaluated(-losses[-1])
+    bound = Estimate(bound_by_batches(guide, job)) if stream else guide.evaluated(-losses[-1])
     return Swept(losses, reason, repeated.execution, bound)
 
 
@@ -204,8 +204,8 @@ def _rests(losses: Sequence[float], size: int) -> bool:
     return before - last <= (exact if size == 1 else _PASS_TOLERANCE) * (1 + abs(last))
 
 
-def _bound(guide: SweptGuide, job: Job) -> float:
-    """The exact ELBO on all rows, batch by batch."""
+def bound_by_batches(guide: SweptGuide, job: Job) -> float:
+    """The exact ELBO on all rows, batch by batch; to be asked once after ``settle``."""
     total = 0.0
     for pair, share, handler in job.weighted_pairs():
         with handler:

@@ -25,12 +25,20 @@ _ROWS_LOOKED_AT = 64
 _MOST_NAMED = 5
 
 
-def identity_of(job: Job) -> Identity:
-    """The names, shapes and families of the programs, and the data by a sample of the rows.
+def programs_identity(job: Job) -> Identity:
+    """The names, shapes and families of model and guide; inside the fit's parameter scope."""
+    return {"the guide": _class_of(job.guide), **_sites(job), **_parameters()}
 
-    To be called inside the fit's parameter scope.
-    """
-    return {"the guide": _class_of(job.guide), **_sites(job), **_parameters(), **_data(job.source)}
+
+def data_identity(source: DataSource) -> Identity:
+    """The number of rows, shapes, types, and the content of some rows, the first and last among them."""
+    count = source.num_rows
+    with forked_rng(seed=0):  # data that draw
+        if count is None:
+            return _tensors(source.whole(), None)
+        places = torch.linspace(0, count - 1, min(count, _ROWS_LOOKED_AT)).round().long()
+        batch = source.at(places.to(source.rows_device))
+    return {"the number of rows": f"{count:,}", **_tensors(batch, len(places))}
 
 
 def refuse_others(name: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -71,6 +79,8 @@ def _sites(job: Job) -> Identity:
     priors = {s.name: s.prior for s in look_at_latents(job.model, pair.args, pair.kwargs).sites}
     found = {}
     for name, site in structure_of(pair).sites.items():
+        if site.kind == "auxiliary":  # the guide's own, which may be of another family after a fit
+            continue
         # A batch has another number of rows than the next one.
         plates = set(site.plates) & job.data_plates
         shape = "rows of a batch" if plates else f"shape {tuple(site.shape)}"
@@ -85,17 +95,6 @@ def _parameters() -> Identity:
         f"parameter '{name}'": f"shape {tuple(tensor.shape)}, {_short(tensor.dtype)}"
         for name, tensor in pyro.get_param_store().named_parameters()
     }
-
-
-def _data(source: DataSource) -> Identity:
-    """Of the rows a few are looked at, the first and the last among them."""
-    count = source.num_rows
-    with forked_rng(seed=0):  # data that draw
-        if count is None:
-            return _tensors(source.whole(), None)
-        places = torch.linspace(0, count - 1, min(count, _ROWS_LOOKED_AT)).round().long()
-        batch = source.at(places.to(source.rows_device))
-    return {"the number of rows": f"{count:,}", **_tensors(batch, len(places))}
 
 
 def _tensors(batch: Batch, size: int | None) -> Identity:

@@ -44,9 +44,13 @@ def restore_programs(job: Job, state: State) -> None:
 
 
 def _modules(job: Job) -> list[torch.nn.Module | None]:
-    """The model and the guide, where they are modules or methods of one."""
+    """The model and the guide, where they are modules or methods of one.
+
+    A guide that is fitted by sweeps says itself what it is made of.
+    """
     owners = [getattr(program, "__self__", program) for program in (job.model, job.guide)]
-    return [owner if isinstance(owner, torch.nn.Module) else None for owner in owners]
+    told = [isinstance(owner, torch.nn.Module) and not is_swept(owner) for owner in owners]
+    return [owner if own else None for owner, own in zip(owners, told, strict=True)]
 
 
 def _buffers(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,60 @@
+"""From a model, a guide and data to a job whose parameters are at their start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from ppl_vi.compilation import Wish
+from ppl_vi.data import DataSource
+from ppl_vi.job import Job, data_plates_of
+from ppl_vi.partial import PartialGuide
+from ppl_vi.program import StartingValues, Structure
+from ppl_vi.registry import has_last_word
+from ppl_vi.starting import initial_values, look_at, resolve_guide
+from ppl_vi.sweeping import ROWS_TO_START, is_swept
+
+Program = Callable[..., Any]
+
+
+def new_job(
+    model: Program,
+    guide: str | type[AutoGuide] | Program | PartialGuide,
+    source: DataSource,
+    data_plate: str | None = None,
+    restart: int = 0,
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[Job, Callable[[Wish], Structure]]:
+    """The job, and a function that creates every parameter and checks that all fits together.
+
+    To be called inside the fit's parameter scope.
+
+    Args:
+        model: as ``fit`` takes it.
+        guide: likewise.
+        source: the data.
+        data_plate: the plate over the rows, where the model leaves a doubt.
+        restart: its number; those after the first start elsewhere.
+        known: where latents start in any case, by site, which spares the search for a start.
+    """
+    with pyro.get_param_store().scope():  # a look at the model creates no parameter
+        plates = data_plates_of(model, source, data_plate)
+    values = {**initial_values(model, source), **(known or {})}
+    with StartingValues(values):
+        made = resolve_guide(guide, model, source, plates, values, restart)
+    job = Job(model, made, source, plates)
+
+    def begin(wish: Wish) -> Structure:
+        with StartingValues(values):
+            if is_swept(made):
+                batch = look_at(source, plates, ROWS_TO_START)
+                made.begin(batch.args, batch.kwargs, values, plates, restart > 0, wish)
+            if has_last_word(made):
+                made.begin_fit(job)
+            return job.check()
+
+    return job, begin

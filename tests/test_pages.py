@@ -102,6 +102,7 @@ def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert saved <= set(re.findall(r"images/(\S+?\.png)", text))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_registries_kept")
 def test_the_page_on_extending_holds_in_double_precision() -> None:
     """Its comparisons are then to 1e-7."""

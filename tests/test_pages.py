@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,3 +166,22 @@ def test_what_stands_beside_them_can_be_written() -> None:
     assert len(calls + inside) > 12
     for call in calls + inside:
         eval(call, dict(space))
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    lines = (SOURCE / "mkdocs.yml").read_text().splitlines()
+    placed = {line.split()[-1] for line in lines if line.lstrip().startswith("- ")}
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    assert pages - placed == set()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    config = ["--config-file", str(SOURCE / "mkdocs.yml")]
+    done = subprocess.run([*command, *config], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "https://fonts" not in (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ bench-vae: $(VENV)/.bench ## the autoencoder beside PyTorch and NumPyro; BENCH="
 	$(PY) benchmarks/vae_peers.py $(BENCH)
 
 docs: $(VENV)/.docs ## the documentation in build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/.lint ## ruff and mypy
 	$(PY) -m ruff check .

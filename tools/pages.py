@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 
@@ -54,7 +56,7 @@ def pages() -> list[Path]:
 
 
 def run(page: Path) -> Iterator[Ran]:
-    """Run a page's blocks in the current folder.
+    """Run a page's blocks in the current folder, from a fixed seed.
 
     Args:
         page: the file.
@@ -64,6 +66,7 @@ def run(page: Path) -> Iterator[Ran]:
     """
     text = page.read_text(encoding="utf-8")
     space = ModuleType(f"page_{page.stem}")
+    torch.manual_seed(0)
     sys.modules[space.__name__] = space  # where dataclasses look themselves up
     try:
         for block in _BLOCK.finditer(text):

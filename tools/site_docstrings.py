@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from griffe import Extension, Object
 
 _CODE = re.compile(r"(``.*?``|`.*?`)")
-_VERBATIM = re.compile(r"\s*(>>>|\.\.\.|\*{1,2}\w+:)")
+_ARGUMENT = re.compile(r"\s*\*{1,2}\w+:")
+_MARKUP = re.compile(r"[*\[]")
 
 
 class HouseStyle(Extension):
-    """Examples get their section's name, and a star in a formula stays a star."""
+    """Examples get their section's name; stars and brackets of formulas stay what they are."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
-            lines = obj.docstring.value.replace("Example:\n", "Examples:\n").splitlines()
-            obj.docstring.value = "\n".join(map(_stars_kept, lines))
+            text = obj.docstring.value.replace("Example:\n", "Examples:\n")
+            obj.docstring.value = "\n".join(_escaped(text.splitlines()))
 
 
-def _stars_kept(line: str) -> str:
-    """Stars outside code would make what stands between them slanted."""
-    if _VERBATIM.match(line):
-        return line
+def _escaped(lines: list[str]) -> Iterator[str]:
+    """The lines, with Markdown's signs escaped where they are not code."""
+    before, formula, example = "", False, False
+    for line in lines:
+        formula = line.startswith("    ") and (formula or not before)  # an indented paragraph
+        example = bool(line) and (example or line.lstrip().startswith(">>>"))
+        kept = formula or example or _ARGUMENT.match(line)
+        yield line if kept else _without_markup(line)
+        before = line
+
+
+def _without_markup(line: str) -> str:
     parts = _CODE.split(line)
-    return "".join(part if part.startswith("`") else part.replace("*", r"\*") for part in parts)
+    return "".join(p if p.startswith("`") else _MARKUP.sub(r"\\\g<0>", p) for p in parts)

@@ -73,7 +73,6 @@ def _curve(
     axes.axvline(len(losses), color=COLORS[1], linewidth=1.6, label="stop")
     draw_elbo(axes, losses, elbo)
     axes.set_xlim(0, 1.02 * len(losses))
-    axes.get_legend().set_bbox_to_anchor((0.975, 0.0))  # left of the stop
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(f"stopped after {len(losses)} steps: {stopped}", loc="left", fontsize="medium")

@@ -63,7 +63,7 @@ def draw_elbo(axes: Axes, losses: Tensor, elbo: float) -> None:
     margin = 0.25 * (high - low) + 1e-6 * max(1.0, abs(high))
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0, max(1, len(losses)))
-    legend = axes.legend(frameon=False, loc="lower right")
+    legend = axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(0.975, 0.0))
     for handle in legend.get_lines():
         handle.set(linewidth=1.8, alpha=1.0)
 

@@ -86,7 +86,7 @@ class Posterior:
     """
 
     def __init__(self, job: Job) -> None:
-        # Finite discrete latents of exact updates have their exact conditional, as those of other guides.
+        # Discrete latents of exact updates have their exact conditional, as those of other guides.
         self.job = job = marginalized(job)
         self._usual = next(job.source.sequence())
         with job.handler(self._usual):

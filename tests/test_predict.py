@@ -261,16 +261,15 @@ def test_components_are_numbered_as_in_draws(exact):
     """Whatever numbers the fit gave to the components."""
     x = torch.cat([torch.randn(20, 2) + 4, torch.randn(30, 2) - 4])
     model = ConjugateGMM(2) if exact else BayesianGMM(2, pi="dirichlet", sigma="spherical")
-    for seed in (0, 3):
-        result = fit(model, "cavi" if exact else "normal", x, steps=30, seed=seed, progress=False)
-        states = result.responsibilities(num_samples=30)
-        ordered = result.sample(30)["mu"].mean(0)[:, 0]
-        if getattr(model, "relabel", None):
-            assert ordered[0] < ordered[1]
-        of_first = int(ordered.argmax())
-        assert (states[:20, of_first] > 0.9).all() and (states[20:, of_first] < 0.1).all()
-        new = result.predict(torch.full((3, 2), 4.0), num_samples=20)
-        assert (new["z"] == of_first).all()
+    result = fit(model, "cavi" if exact else "normal", x, steps=20, seed=3, progress=False)
+    states = result.responsibilities(num_samples=30)
+    ordered = result.sample(30)["mu"].mean(0)[:, 0]
+    if getattr(model, "relabel", None):
+        assert ordered[0] < ordered[1]
+    of_first = int(ordered.argmax())
+    assert (states[:20, of_first] > 0.9).all() and (states[20:, of_first] < 0.1).all()
+    new = result.predict(torch.full((3, 2), 4.0), num_samples=20)
+    assert (new["z"] == of_first).all()
 
 
 def test_a_responsibility_is_asked_for_by_a_name_that_there_is(mixed, by_rows):

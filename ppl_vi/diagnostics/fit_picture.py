@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vi.diagnostics.colors import COLORS
 from ppl_vi.diagnostics.pictures import draw_elbo, dress
 
 _PANELS, _COLUMNS, _DENSITIES, _INTERVALS = 8, 4, 6, 60
-_BINS = 40
+_MOST_BINS = 40
 _INTERVAL = (0.03, 0.97)
 
 
@@ -69,9 +70,11 @@ def _curve(
         axes.axvspan(
             averaged_from, len(losses), color=COLORS[2], alpha=0.12, lw=0, label="averaged"
         )
-    draw_elbo(axes, losses, elbo)
     axes.axvline(len(losses), color=COLORS[1], linewidth=1.6, label="stop")
+    draw_elbo(axes, losses, elbo)
     axes.set_xlim(0, 1.02 * len(losses))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(f"stopped after {len(losses)} steps: {stopped}", loc="left", fontsize="medium")
 
 
@@ -82,7 +85,8 @@ def _marginal(axes: Axes, name: str, draws: Tensor) -> None:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         for index in range(values.shape[1]):
-            label = str(list(np.unravel_index(index, draws.shape[1:]))) if draws.dim() > 1 else None
+            place = np.unravel_index(index, draws.shape[1:])
+            label = ", ".join(str(number) for number in place) or None
             _density(axes, values[:, index].numpy(), COLORS[index], label)
         if draws.dim() > 1:
             axes.legend(frameon=False, fontsize="x-small", handlelength=1)
@@ -95,6 +99,7 @@ def _marginal(axes: Axes, name: str, draws: Tensor) -> None:
     low, high = part.quantile(torch.tensor(_INTERVAL, dtype=part.dtype), dim=0)
     axes.vlines(chosen, low, high, color=COLORS[5], linewidth=1.6)
     axes.plot(chosen, part.mean(0), ".", color=COLORS[0], markersize=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     of = f" ({len(chosen)} of {count})" if count > len(chosen) else ""
     axes.set_title(f"{name}{of}", loc="left", fontsize="medium")
 
@@ -104,6 +109,7 @@ def _density(axes: Axes, values: np.ndarray[Any, Any], color: str, label: str | 
     if not len(values) or np.ptp(values) <= 1e-9 * np.abs(values).max():  # a point
         axes.axvline(values[0] if len(values) else np.nan, color=color, label=label)
         return
-    heights, edges = np.histogram(values, bins=_BINS, density=True)
+    bins = max(5, min(_MOST_BINS, round(len(values) ** 0.5)))
+    heights, edges = np.histogram(values, bins=bins, density=True)
     axes.stairs(heights, edges, color=color, fill=True, alpha=0.3)
     axes.stairs(heights, edges, color=color, linewidth=1.2, label=label)

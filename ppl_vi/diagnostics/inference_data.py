@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DRAWS = ("chain", "draw")
-_COLUMNS = ("mean", "sd", "hdi_3%", "hdi_97%")
 
 
 class Variable(NamedTuple):
@@ -78,10 +77,9 @@ def inference_data(
 def posterior_table(groups: Groups) -> pd.DataFrame:
     """Means, standard deviations and highest-density intervals of the posterior group."""
     import arviz as az
-    import pandas as pd
 
-    if not groups["posterior"]:
-        return pd.DataFrame(columns=list(_COLUMNS), dtype=float)
+    if not any(groups.values()):  # the columns alone
+        return posterior_table({"posterior": {"none": Variable(_DRAWS, np.zeros((1, 4)))}}).iloc[:0]
     settings: dict[str, Any] = {"kind": "stats"}
     if _is_new(az):  # it has other defaults
         settings |= {"ci_prob": 0.94, "ci_kind": "hdi", "round_to": 3}

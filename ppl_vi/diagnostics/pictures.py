@@ -51,10 +51,9 @@ def draw_elbo(axes: Axes, losses: Tensor, elbo: float) -> None:
     values = -_array(losses).astype(float)
     steps = _steps(values)[np.isfinite(values)]
     values = values[np.isfinite(values)]
-    few = "." if len(values) < _FEW_STEPS else ""
-    axes.plot(
-        steps, values, few, ls="-", color=COLORS[5], alpha=0.45, linewidth=0.5, label="each step"
-    )
+    marker = "." if len(values) < _FEW_STEPS else None
+    thin: dict[str, Any] = {"color": COLORS[5], "alpha": 0.45, "linewidth": 0.5, "marker": marker}
+    axes.plot(steps, values, label="each step", **thin)
     axes.plot(steps, _running_mean(values), color=COLORS[0], linewidth=1.8, label="running mean")
     axes.axhline(elbo, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label=_final(elbo))
     settled = np.append(values[len(values) // 4 :], elbo)
@@ -63,7 +62,7 @@ def draw_elbo(axes: Axes, losses: Tensor, elbo: float) -> None:
     margin = 0.25 * (high - low) + 1e-6 * max(1.0, abs(high))
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0, max(1, len(losses)))
-    legend = axes.legend(frameon=False, loc="lower right")
+    legend = axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(0.975, 0.0))
     for handle in legend.get_lines():
         handle.set(linewidth=1.8, alpha=1.0)
 

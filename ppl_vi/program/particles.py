@@ -51,7 +51,7 @@ def guide_particles(
     for same in zip(*every, strict=True):
         value = torch.stack([site["value"] for site in same])
         event_dim = same[0]["fn"].event_dim
-        same[0]["value"] = _into_particle_dim(value, structure.nesting, event_dim)
+        same[0]["value"] = into_particle_dim(value, structure.nesting, event_dim)
     return _as_if_in_plate(first, scores, structure.nesting)
 
 
@@ -67,8 +67,7 @@ def model_particles(
     rows = structure.row_numbers(values)
     if structure.model_particles == "plate":
         placed = {
-            n: _into_particle_dim(v, nesting, structure.sites[n].event_dim)
-            for n, v in drawn.items()
+            n: into_particle_dim(v, nesting, structure.sites[n].event_dim) for n, v in drawn.items()
         }
         trace = trace_model(pair, {**rows, **placed}, marginalized, num_particles, nesting)
         _score(trace)
@@ -128,12 +127,12 @@ def _as_if_in_plate(trace: Any, scores: Sequence[Mapping[str, Tensor]], nesting:
     for site, score in zip(factor_sites(trace).values(), scores, strict=True):
         count = len(score["unscaled_log_prob"])
         frame = CondIndepStackFrame(PARTICLES, -nesting - 1, count, 0, count)
-        site.update({name: _into_particle_dim(entry, nesting, 0) for name, entry in score.items()})
+        site.update({name: into_particle_dim(entry, nesting, 0) for name, entry in score.items()})
         site["cond_indep_stack"] = (frame, *site["cond_indep_stack"])
     return trace
 
 
-def _into_particle_dim(tensor: Tensor, nesting: int, event_dim: int) -> Tensor:
+def into_particle_dim(tensor: Tensor, nesting: int, event_dim: int) -> Tensor:
     """Move the leading dimension of ``[num_particles, ...]`` to the left of all plates.
 
     Dimensions left of that place are enumerated ones; the program leaves a free dimension there.

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vi.program.discrete import draw_marginalized, squeezed
 from ppl_vi.program.layout import is_improper
 from ppl_vi.program.messengers import Draw, unobserved
+from ppl_vi.program.particles import into_particle_dim
 from ppl_vi.program.run import run_guide, run_model
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, sample_sites, trace_model
@@ -127,11 +128,55 @@ def _model_values(
     num_draws: int,
     names: Sequence[str],
 ) -> Draws:
-    """Run the model on each draw by itself and collect the values of the named sites."""
+    """Run the model on all draws together, or on each by itself, and collect values of named sites.
+
+    A value that the program computes (``pyro.deterministic``) has no density, so that nobody has seen
+    whether it comes out right on all draws together.
+    """
+    known = [name for name in names if name in structure.sites]
+    alone = set(names).difference(known) | set(structure.of_kind("deterministic"))
+    if structure.model_particles == "plate":
+        together = [name for name in names if name not in alone]
+        found = _values_together(structure, pair, draws, num_draws, together) if together else {}
+        return found | _values_alone(
+            structure,
+            pair,
+            {**draws, **found},
+            num_draws,
+            [name for name in names if name in alone],
+        )
+    return _values_alone(structure, pair, draws, num_draws, names)
+
+
+def _values_together(
+    structure: Structure,
+    pair: Pair,
+    draws: Mapping[str, Tensor],
+    num_draws: int,
+    names: Sequence[str],
+) -> Draws:
+    nesting, values = structure.nesting, dict(draws)
+    for name in structure.sites.keys() & draws.keys():
+        values[name] = into_particle_dim(draws[name], nesting, structure.sites[name].event_dim)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        sites = sample_sites(trace_model(pair, values, (), num_draws, nesting))
+    return {
+        name: sites[name]["value"].reshape(num_draws, *structure.sites[name].shape)
+        for name in names
+    }
+
+
+def _values_alone(
+    structure: Structure,
+    pair: Pair,
+    draws: Mapping[str, Tensor],
+    num_draws: int,
+    names: Sequence[str],
+) -> Draws:
     whole = {name: value for name, value in draws.items() if name not in structure.sites}
     collected: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.no_grad(), pyro.validation_enabled(False):
-        for k in range(num_draws):
+        for k in range(num_draws if names else 0):
             single = {n: v[k] for n, v in draws.items() if n in structure.sites}
             sites = sample_sites(trace_model(pair, {**whole, **single}))
             for name in names:

@@ -133,12 +133,14 @@ def data_groups(posterior: Posterior) -> Groups:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether an argument is what is observed, perhaps in another shape, or broadcast."""
-    if one.numel() != other.numel():
-        try:
-            one = one.expand(other.shape)
-        except RuntimeError:
-            return False
-    return one.numel() > 1 and torch.equal(one.flatten(), other.flatten().to(one))
+    if one.numel() == other.numel():
+        return one.numel() > 1 and torch.equal(one.flatten(), other.flatten().to(one))
+    missing = (1,) * max(0, other.dim() - one.dim())
+    for shape in ((*missing, *one.shape), (*one.shape, *missing)):
+        fits = all(own in (1, size) for own, size in zip(shape, other.shape, strict=False))
+        if len(shape) == other.dim() and fits and one.numel() > 1:
+            return torch.equal(one.reshape(shape).expand(other.shape), other.to(one))
+    return False
 
 
 def _arguments(job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,7 @@ from ppl_vi.job import Job
 from ppl_vi.preparation import check_whole, structure_of, subsampled_plate
 from ppl_vi.program import DataPlate, Pair, Plate, Structure, draw_latents, draw_plainly
 from ppl_vi.questions.weighing import Held, elements, in_chunks
+from ppl_vi.sweeping import marginalized
 from ppl_vi.threads import threads_for
 
 Draws = dict[str, Tensor]
@@ -85,7 +86,9 @@ class Posterior:
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self._usual = job, next(job.source.sequence())
+        # Discrete latents of exact updates have their exact conditional, as those of other guides.
+        self.job = job = marginalized(job)
+        self._usual = next(job.source.sequence())
         with job.handler(self._usual):
             self.structure = structure = structure_of(job.pair(self._usual))
         self._own = subsampled_plate(structure, job.data_plates)

@@ -30,7 +30,7 @@ from ppl_vi.program import (
     plate_dims,
     run_guide,
 )
-from ppl_vi.questions.weighing import Weighing
+from ppl_vi.questions.weighing import Weighing, elements
 from ppl_vi.randomness import forked_rng
 from ppl_vi.starts import fit_normals
 from ppl_vi.sweeping import marginalized
@@ -39,6 +39,7 @@ Draws = dict[str, Tensor]
 Program = Callable[..., Any]
 _DRAWS_FOR_A_CENTER = 100
 _DRAWS_TO_FIT = 64
+_ELEMENTS_TO_FIT, _MOST_TO_FIT = 1_000_000, 1_000
 
 
 def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
@@ -171,12 +172,17 @@ class NewRows:
         posterior: of what rows share.
         head: some of the new rows, on which it is seen whether the guide reads rows.
         held_out: sites of the model to leave out of the posterior of these rows.
+        weighed: whether draws will be weighed, so that a rough fit does.
     """
 
     def __init__(
-        self, posterior: SharedPosterior, head: Batch, held_out: Collection[str] = ()
+        self,
+        posterior: SharedPosterior,
+        head: Batch,
+        held_out: Collection[str] = (),
+        weighed: bool = True,
     ) -> None:
-        self._posterior = posterior
+        self._posterior, self._weighed = posterior, weighed
         model = posterior.job.model
         self._model = hide(model, held_out) if held_out else model
         self._guides: dict[int, Program] = {}
@@ -209,8 +215,16 @@ class NewRows:
         normals._pyro_name = f"_new_rows_{number}"  # the fitted guide may be an AutoNormal too
         guide = _holding(posterior.structure, self._central, normals)
         with self.handler(batch):
-            fit_normals(Pair(model, guide, batch.args, batch.kwargs), normals, _DRAWS_TO_FIT)
+            pair = Pair(model, guide, batch.args, batch.kwargs)
+            fit_normals(pair, normals, self._draws_to_fit(pair))
         return guide
+
+    def _draws_to_fit(self, pair: Pair) -> int:
+        """A mean is off by one over the root of them, in standard deviations."""
+        if self._weighed:
+            return _DRAWS_TO_FIT
+        affordable = _ELEMENTS_TO_FIT // max(1, elements(structure_of(pair)))
+        return max(_DRAWS_TO_FIT, min(_MOST_TO_FIT, affordable))
 
 
 def _holding(structure: Structure, values: Draws, guide: Program | None) -> Program:

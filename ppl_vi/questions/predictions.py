@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -118,12 +119,15 @@ class NewData:
         held_out = [n for n in unknown if n not in latents]
         told = [n for n in observed_sites(self.seen) if rows & set(self.seen.sites[n].plates)]
         informed = self._local and told and local_latents == "auto"
-        self._new = NewRows(self._posterior, self._batch, held_out) if informed else None
+        self._new = (
+            NewRows(self._posterior, self._batch, held_out, weighed=False) if informed else None
+        )
 
     def _inspected(self, pair: Pair) -> Structure:
         try:
             with self._handler():
-                return inspect_model(pair)
+                seen = inspect_model(pair)
+            return replace(seen, model_particles=self._posterior.structure.model_particles)
         except ModelError as error:
             size, num_rows = self._batch.size or 0, self._job.source.num_rows or 0
             if size <= num_rows:

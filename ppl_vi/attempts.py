@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from ppl_vi.optimization import OptimizerChoice, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget, structure_of
-from ppl_vi.program import StartingValues, Structure, draw_plainly, run
+from ppl_vi.program import Call, StartingValues, Structure, draw_plainly, review, run
 from ppl_vi.randomness import restored_on_error
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
@@ -41,7 +41,7 @@ from ppl_vi.running import (
     model_for,
     states_after,
 )
-from ppl_vi.starting import initial_values, look_at, resolve_guide
+from ppl_vi.starting import check_starts, initial_values, look_at, resolve_guide
 from ppl_vi.stopping import StopReason
 from ppl_vi.streaming import Stream
 from ppl_vi.sweeping import ROWS_TO_START, check_settings, is_swept, sweep_to_rest
@@ -173,6 +173,10 @@ def _prepare(settings: Settings, restart: int) -> tuple[Job, Structure]:
     with pyro.get_param_store().scope():  # a look at the model creates no parameter
         plates = data_plates_of(model, source, settings.data_plate)
     values = initial_values(model, source)
+    own = not isinstance(settings.guide, (str, type, AutoGuide))
+    if restart == 0:
+        with pyro.get_param_store().scope():
+            _review(model, source, plates, values, own)
     with StartingValues(values):
         guide = resolve_guide(settings.guide, model, source, plates, values, restart)
         if is_swept(guide):
@@ -183,7 +187,22 @@ def _prepare(settings: Settings, restart: int) -> tuple[Job, Structure]:
         job = Job(model, guide, source, plates)
         if has_last_word(guide):
             guide.begin_fit(job)
-        return job, job.check()
+        structure = job.check()
+        check_starts(values, structure)
+        return job, structure
+
+
+def _review(
+    model: Program,
+    source: DataSource,
+    plates: frozenset[str],
+    values: Mapping[str, Tensor],
+    own_guide: bool,
+) -> None:
+    """Look at the model by itself; with a guide of the user's own it need not run on its prior."""
+    batch = next(source.sequence())
+    with Job(model, model, source, plates).handler(batch):
+        review(Call(model, batch.args, batch.kwargs), values, source.num_rows, own_guide)
 
 
 def _trainable() -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from ppl_vi.program.layout import (
     plate_frames,
     unmasked,
 )
+from ppl_vi.program.lessons import Call
 from ppl_vi.program.locals import (
     distribution_of,
     log_joint_of,
@@ -67,6 +68,7 @@ from ppl_vi.program.posterior import (
     squeezed,
     squeezed_shape,
 )
+from ppl_vi.program.reviewing import review
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
@@ -74,6 +76,7 @@ from ppl_vi.program.tracing import Pair, draw_plainly
 __all__ = [
     "Arguments",
     "Batched",
+    "Call",
     "ClosedForm",
     "DataPlate",
     "Dependencies",
@@ -129,6 +132,7 @@ __all__ = [
     "plate_frames",
     "pointwise_log_likelihood",
     "predictive_draws",
+    "review",
     "run",
     "run_guide",
     "run_inside",

@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ppl_vi.moments import saved, slow_down
+
 OptimizerChoice = Callable[[Any], Any] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
 
@@ -34,6 +36,12 @@ class Stepper(Protocol):
 
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         """Move the parameters along their gradients, and the schedule by one."""
+
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        """What brings parameters and moments back to where they are now; the schedule goes on."""
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply all learning rates, also those to come."""
 
 
 def make_stepper(
@@ -197,6 +205,12 @@ class TorchStepper:
         elif self._scheduler is not None:
             self._scheduler.step()
 
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        return saved(parameters, [self.optimizer])
+
+    def slow_down(self, factor: float) -> None:
+        slow_down(self._scheduler or self.optimizer, factor)
+
     @property
     def foreseeable(self) -> bool:
         """Whether the schedule moves the learning rates alone, and is known before the losses are."""
@@ -272,3 +286,11 @@ class _PyroStepper:
         if isinstance(self._optimizer, PyroLRScheduler):
             plateau = self._optimizer.pt_scheduler_constructor is ReduceLROnPlateau
             self._optimizer.step(loss) if plateau else self._optimizer.step()
+
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        made = self._optimizer.optim_objs.values()
+        return saved(parameters, [getattr(one, "optimizer", one) for one in made])
+
+    def slow_down(self, factor: float) -> None:
+        for made in self._optimizer.optim_objs.values():
+            slow_down(made, factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +67,15 @@ class FlatParameters:
         self.updates += updates
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.split(flat, self.live))
+
+    def saved(self) -> Callable[[], None]:
+        """What brings parameters and states back to where they are now."""
+        flat, states, updates = self.flat, self.states, self.updates
+
+        def restore() -> None:
+            self.write(flat, states, updates - self.updates)
+
+        return restore
 
     def hand_over(self) -> None:
         """Give the optimizer its states, for it to go on with."""

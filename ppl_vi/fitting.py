@@ -85,8 +85,8 @@ def fit(
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
         on_nan: what to do where a loss or a gradient is not finite: ``"raise"`` an error that names
             step, site and parameter; ``"skip"`` the step; or ``"rollback"`` to the last good state of
-            parameters and optimizer, kept every 100 steps, and go on with half the learning rate, at most
-            10 times. Exact updates raise, since they would come to the same again.
+            parameters and optimizer, kept every 100 steps, and go on with half the learning rate, at
+            most 10 times. Exact updates raise, since they would come to the same again.
         kl_schedule: weights on the KL terms of latents in the gradient: a number of 0 or more, a
             function from the step (0, 1, ...) to one, or a dict of these by site. It counts log p and
             log q of a latent alike; losses, ``bound`` and ``elbo`` are those of weight 1.

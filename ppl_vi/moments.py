@@ -22,7 +22,9 @@ def saved(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> 
         optimizers: that move them; their hyperparameters stay as they will be.
     """
     values = [(live, live.detach().clone()) for live in parameters.values()]
-    moments = [(each, {p: copy.deepcopy(own) for p, own in each.state.items()}) for each in optimizers]
+    moments = [
+        (each, {p: copy.deepcopy(own) for p, own in each.state.items()}) for each in optimizers
+    ]
 
     def restore() -> None:
         with torch.no_grad():

@@ -159,7 +159,11 @@ def _remedy(rollback: Rollback | None) -> str:
             "Lower the learning rate, start nearer to the data (initial_values), or pass "
             "on_nan='rollback' to go on with smaller steps or on_nan='skip' to leave such steps out."
         )
-    times = f"Went back {rollback.times} times to smaller steps" if rollback.times else "No step was good"
+    times = (
+        f"Went back {rollback.times} times to smaller steps"
+        if rollback.times
+        else "No step was good"
+    )
     return (
         f"{times}, which did not help: look at that site for a logarithm or a division at 0, or an "
         f"overflow, or start nearer to the data (initial_values)."

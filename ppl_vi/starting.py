@@ -61,8 +61,8 @@ def check_starts(values: Mapping[str, Tensor], structure: Structure) -> None:
         structure: of the model and the guide.
 
     Raises:
-        ModelError: a value belongs to no site and no parameter, or a parameter starts at a place that no
-            step can leave.
+        ModelError: a value belongs to no site and no parameter, or a parameter starts at a place that
+            no step can leave.
     """
     parameters = dict(pyro.get_param_store().named_parameters())
     known = {*structure.of_kind("latent", "auxiliary", "marginalized"), *parameters}

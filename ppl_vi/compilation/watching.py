@@ -43,7 +43,8 @@ def watched() -> Iterator[None]:
         CompileError: the block does what a graph cannot repeat; the message names the line.
     """
     before = random.getstate(), str(np.random.get_state(legacy=False))
-    with failing_as_uncaptured(), _ONE_AT_A_TIME, redirect_stdout(_Silence()), _Escapes():
+    silent = redirect_stdout(_Silence())
+    with failing_as_uncaptured(), _ONE_AT_A_TIME, silent, _without_other_draws(), _Escapes():
         yield
     if random.getstate() != before[0]:
         raise CompileError("the program draws from Python's random module, outside torch")
@@ -60,6 +61,39 @@ def failing_as_uncaptured() -> Iterator[None]:
         raise
     except Exception as error:
         raise CompileError(_reason(error)) from error
+
+
+_GENERATORS = (
+    (random, random.random.__self__, "Python's random module"),  # type: ignore[attr-defined]
+    (np.random, np.random.rand.__self__, "NumPy's random generator"),
+)
+
+
+@contextmanager
+def _without_other_draws() -> Iterator[None]:
+    """Let calls to random generators that no graph repeats fail with the user's line."""
+    thread, replaced = threading.get_ident(), []
+
+    def refusing(function: Any, whose: str) -> Any:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            line = user_line(sys._getframe(1))
+            if threading.get_ident() != thread or line == "the program":
+                return function(*args, **kwargs)
+            raise CompileError(f"{line} draws from {whose}, outside torch")
+
+        return refuse
+
+    for module, generator, whose in _GENERATORS:
+        for name, function in list(vars(module).items()):
+            own = getattr(function, "__self__", None) is generator
+            if own and "state" not in name and "seed" not in name:
+                replaced.append((module, name, function))
+                setattr(module, name, refusing(function, whose))
+    try:
+        yield
+    finally:
+        for module, name, function in replaced:
+            setattr(module, name, function)
 
 
 class _Escapes(TorchFunctionMode):

@@ -112,7 +112,9 @@ def undeclared(what: str, name: str, family: str, shape: tuple[int, ...], dims: 
     """That dimensions of a site's batch shape are declared by no plate."""
     sizes = {dim: shape[dim] for dim in dims}
     told = " and ".join(f"dimension {dim} of size {size}" for dim, size in sizes.items())
-    plates = " and ".join(f"pyro.plate('...', {size}, dim={dim})" for dim, size in sizes.items())
+    plates = " and ".join(
+        f"pyro.plate('{name}_plate', {size}, dim={dim})" for dim, size in sizes.items()
+    )
     rightmost = dims == list(range(-len(dims), 0))
     event = (
         f"If that is one value with several entries, add .to_event({len(dims)}); if"
@@ -141,6 +143,11 @@ def _plate_mismatch(scene: Scene) -> str | None:
         f"'{plate.name}' needs {plate.size} at dimension {plate.dim}, not {shape[plate.dim]}"
     )
     size, num_rows = scene.call.rows or (None, None)
+    if plate.full_size not in (None, plate.size) and shape[plate.dim] == plate.full_size:
+        return (
+            f"{found}. The plate has the rows of a batch: take theirs, as in with "
+            f"pyro.plate('{plate.name}', {plate.full_size}) as rows: ... values[rows]."
+        )
     if plate.size == num_rows and shape[plate.dim] == size:
         return f"{found}. {batch_remedy(plate.name, num_rows, size)}"
     if size is not None and shape[plate.dim] == size:
@@ -149,11 +156,12 @@ def _plate_mismatch(scene: Scene) -> str | None:
         (k for k in range(1, len(shape)) if shape[plate.dim - k :][:1] == (plate.size,)), 0
     )
     if right:
-        return f"{found}. Declare the last {_count(right, 'dimension')} as part of one value: .to_event({right})."
+        last = _count(right, "dimension")
+        return f"{found}. Declare the last {last} as part of one value: .to_event({right})."
+    last = _count(-plate.dim, "dimension")
     return (
-        f"{found}. Add .to_event({-plate.dim}) if the last {_count(-plate.dim, 'dimension')} "
-        f"belong to one "
-        f"value; else give the plate and the distribution the same size."
+        f"{found}. If the last {last} is part of one value, add .to_event({-plate.dim}); else give the "
+        f"plate and the distribution the same size."
     )
 
 
@@ -209,7 +217,10 @@ def _impossible_parameter(scene: Scene) -> str | None:
 def _start_inside(parameter: str, found: str, constraint: str) -> str:
     start = {"positive": "0.1", "unit_interval": "0.5", "real": "0.0"}.get(constraint)
     if start is None:
-        return f"It comes from parameter '{parameter}': start that inside, and keep it there with constraint=."
+        return (
+            f"It comes from parameter '{parameter}': start that inside, and keep it there with "
+            f"constraint=."
+        )
     kept = "" if constraint == "real" else f", constraint=constraints.{constraint}"
     edge = "outside its constraint" if found == "NaN" else f"at {found}"
     return (

@@ -91,7 +91,7 @@ def _shape_remedy(
         )
     if extra > 0 and found[extra:] == expected:
         sizes = " and ".join(
-            f"pyro.plate('...', {size}, dim={k - extra})"
+            f"pyro.plate('{site['name']}_plate', {size}, dim={k - extra})"
             for k, size in enumerate(found[:extra], -len(batch))
         )
         return f"Put the site in {sizes}: every dimension over observations needs a plate."
@@ -108,7 +108,9 @@ def _shape_remedy(
             f"The distribution has {event} entries for each observation, the values "
             f"{found[len(batch) :]}: give its parameters that shape before .to_event()."
         )
-    return "Pass data of equal lengths, and declare every batch dimension with pyro.plate or .to_event()."
+    return (
+        "Pass data of equal lengths, and declare all batch dimensions by pyro.plate or .to_event()."
+    )
 
 
 def _check_kind(name: str, site: Mapping[str, Any]) -> None:

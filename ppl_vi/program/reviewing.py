@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.batches import traced_alone
+from ppl_vi.program.independence import suspect_dependence
 from ppl_vi.program.layout import is_improper, plate_frames
 from ppl_vi.program.lessons import Call
 from ppl_vi.program.model_checks import check_declared, check_observed, family_of_site
@@ -29,8 +30,8 @@ def review(call: Call, values: Mapping[str, Tensor], num_rows: int | None, may_f
         may_fail: whether the model may refuse a draw of its prior, since it will never be given one.
 
     Raises:
-        ModelError: the model fails, has a dimension that no plate declares, or a starting value does not
-            fit its site.
+        ModelError: the model fails, has a dimension that no plate declares, or a starting value does
+            not fit its site.
         DataError: observed values cannot come from their site.
     """
     try:
@@ -44,6 +45,8 @@ def review(call: Call, values: Mapping[str, Tensor], num_rows: int | None, may_f
     for name in values.keys() & sites.keys():
         _check_start(name, values[name], sites[name])
     _suspect_unobserved(sites, call)
+    _suspect_precision(sites, call)
+    suspect_dependence(call)
     _suspect_scale(sites, num_rows)
 
 
@@ -81,6 +84,24 @@ def _suspect_unobserved(sites: Mapping[str, Any], call: Call) -> None:
             f"that the fit "
             f"returns its prior. Add obs= to the site of the data: pyro.sample(name, "
             f"distribution, obs=x).",
+            stacklevel=2,
+        )
+
+
+def _suspect_precision(sites: Mapping[str, Any], call: Call) -> None:
+    """float64 data, of which float32 latents keep but half of the digits."""
+    data = [name for name, tensor in call.tensors.items() if tensor.dtype == torch.float64]
+    latents = [
+        name
+        for name, site in sites.items()
+        if not site["is_observed"] and site["value"].dtype == torch.float32
+    ]
+    if data and latents:
+        warnings.warn(
+            f"argument '{data[0]}' is torch.float64, but site '{latents[0]}' and its parameters are "
+            f"torch.float32, so that the fit is no more exact than float32. Pass "
+            f"{data[0]}.float(), or call "
+            f"torch.set_default_dtype(torch.float64) before the model and the guide are made.",
             stacklevel=2,
         )
 

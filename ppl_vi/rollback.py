@@ -43,9 +43,14 @@ class Rollback:
         """The way back is no longer open: another runner keeps the state of the optimizer."""
         self._restore = None
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is a state to go back to, and that was not done too often."""
+        return self._restore is not None and self.times < MOST_TIMES
+
     def go_back(self) -> bool:
-        """Restore the state and make steps smaller; False where that was done too often."""
-        if self._restore is None or self.times == MOST_TIMES:
+        """Restore the state and make steps smaller, where that is possible; whether it was."""
+        if self._restore is None or not self.is_possible:
             return False
         self.times += 1
         self._restore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -85,11 +85,8 @@ class EagerRunner:
             self._batch = None
         return taken
 
-    def go_back(self, batch: Batch) -> None:
-        """Answer for the next step, on a batch that is known to fail: roll back, or raise its error."""
-        if self.rollback is not None and self.rollback.go_back():
-            self.done += 1
-            return
+    def fail(self, batch: Batch) -> NoReturn:
+        """Take the next step, on a batch that is known to fail, for its error."""
         self._take(batch)
         raise FloatingPointError(
             f"step {self.done}: a number of the compiled step is not finite, though it is when the "

@@ -68,7 +68,8 @@ def check_starts(values: Mapping[str, Tensor], structure: Structure) -> None:
     known = {*structure.of_kind("latent", "auxiliary", "marginalized"), *parameters}
     for name in values:
         if name not in known:
-            listed = ", ".join(f"'{one}'" for one in sorted(known))
+            plain = structure.of_kind("latent", "marginalized") + tuple(parameters)
+            listed = ", ".join(f"'{one}'" for one in sorted({n for n in plain if "." not in n}))
             raise ModelError(
                 f"initial_values: '{name}' is no latent site and no parameter. Those are "
                 f"{listed}: correct "

@@ -150,17 +150,20 @@ class BlockRunner:
                 raise CompileError(f"its operations cannot be repeated ({reason})") from error
             step, moved = after.position.tolist()
             failed = moved < step and not self._skips
-            if failed:  # the loop went one step too far
+            if rollback is not None and moved and rollback.is_due(self._eager.done):
+                rollback.keep(before)
+            if failed and not (rollback is not None and rollback.is_possible):
                 again()
-                steps = fixed.num_steps.new_tensor(step - 1)
-                good = shape.run(carried, fixed._replace(num_steps=steps))
-        self._keep(shape, good if failed else after)
-        if rollback is not None and moved and rollback.is_due(self._eager.done):
-            rollback.keep(before)
-        self._eager.done += moved if failed else len(rows)
+                steps = fixed.num_steps.new_tensor(moved)
+                self._keep(shape, shape.run(carried, fixed._replace(num_steps=steps)))
+                self._eager.done += moved
+                self._eager.fail(self._stream.batch(rows[moved]))
+        self._eager.done += step
+        if not failed:
+            self._keep(shape, after)
         self._stepper.use_rates(moved)
-        if failed:
-            self._eager.go_back(self._stream.batch(rows[moved]))
+        if failed and rollback is not None:
+            rollback.go_back()
         losses, finite = after.record[:, :step].tolist()
         return list(map(Taken, losses, map(bool, finite)))
 

@@ -63,9 +63,9 @@ def failing_as_uncaptured() -> Iterator[None]:
         raise CompileError(_reason(error)) from error
 
 
-_GENERATORS = (
-    (random, random.random.__self__, "Python's random module"),  # type: ignore[attr-defined]
-    (np.random, np.random.rand.__self__, "NumPy's random generator"),
+_GENERATORS: tuple[tuple[Any, Any, str], ...] = (
+    (random, getattr(random.random, "__self__", None), "Python's random module"),
+    (np.random, getattr(np.random.rand, "__self__", None), "NumPy's random generator"),
 )
 
 
@@ -85,7 +85,7 @@ def _without_other_draws() -> Iterator[None]:
 
     for module, generator, whose in _GENERATORS:
         for name, function in list(vars(module).items()):
-            own = getattr(function, "__self__", None) is generator
+            own = generator is not None and getattr(function, "__self__", None) is generator
             if own and "state" not in name and "seed" not in name:
                 replaced.append((module, name, function))
                 setattr(module, name, refusing(function, whose))

@@ -39,7 +39,6 @@ from ppl_vi.program.layout import (
     plate_frames,
     unmasked,
 )
-from ppl_vi.program.lessons import Call
 from ppl_vi.program.locals import (
     distribution_of,
     log_joint_of,
@@ -70,6 +69,7 @@ from ppl_vi.program.posterior import (
 )
 from ppl_vi.program.reviewing import review
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
+from ppl_vi.program.scene import Call
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
 

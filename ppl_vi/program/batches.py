@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import plate_frames
-from ppl_vi.program.lessons import Call, batch_remedy
 from ppl_vi.program.messengers import FeasibleValues, KeepFrozen
 from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
+from ppl_vi.program.shape_lessons import batch_remedy
 from ppl_vi.program.tracing import Program, sample_sites
 from ppl_vi.randomness import forked_rng
 
@@ -169,7 +170,8 @@ def _own_scale(site: Any) -> float:
     scale = site["scale"]
     if isinstance(scale, Tensor) and scale.numel() != 1:
         return nan
-    return float(scale) / prod((f.full_size or f.size) / f.size for f in plate_frames(site))
+    counted: float = prod((f.full_size or f.size) / f.size for f in plate_frames(site))
+    return float(scale) / counted
 
 
 def enumerable_sites(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ppl_vi.errors import GuideError
 from ppl_vi.program.layout import plate_frames
@@ -121,11 +121,21 @@ def _check_support(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]
         values = [guide["value"], *_wide_values(own.support, guide["value"])]
     if not values or not all(inside_support(wanted, value) for value in values):
         raise GuideError(
-            f"site '{name}': the guide's distribution ({family_of_site(guide)}, support "
-            f"{own.support}) can "
-            f"draw values outside the model's support ({family_of_site(model)}, {wanted}). Use a "
-            f"distribution on that support in the guide."
+            f"site '{name}': the guide's distribution ({family_of_site(guide)}, support {own.support}) "
+            f"can draw values outside the model's support ({family_of_site(model)}, {wanted}). Use a "
+            f"distribution on that support in the guide{_such_as(wanted)}."
         )
+
+
+def _such_as(support: Any) -> str:
+    """Families on a support, where it is a usual one."""
+    families = {
+        constraints.positive: "LogNormal or Gamma",
+        constraints.nonnegative: "LogNormal or Gamma",
+        constraints.unit_interval: "Beta",
+        constraints.simplex: "Dirichlet",
+    }
+    return next((f", {own}" for known, own in families.items() if str(known) == str(support)), "")
 
 
 def _wide_values(support: Any, value: Tensor) -> list[Tensor]:

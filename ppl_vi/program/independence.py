@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map
 
 from ppl_vi.program.batches import traced_alone
 from ppl_vi.program.layout import plate_frames
-from ppl_vi.program.lessons import Call
 from ppl_vi.program.messengers import ReuseValues
+from ppl_vi.program.scene import Call
 from ppl_vi.program.tracing import drawn_values, sample_sites
 from ppl_vi.randomness import forked_rng
 

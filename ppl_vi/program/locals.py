@@ -14,9 +14,9 @@ from torch.distributions import biject_to
 from ppl_vi.errors import GuideError
 from ppl_vi.program.expected import Latents, expected_terms, latents_of, summed_out
 from ppl_vi.program.layout import is_real
-from ppl_vi.program.lessons import Call
 from ppl_vi.program.messengers import unheard
 from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
 from ppl_vi.program.tracing import (
     Pair,
     Program,

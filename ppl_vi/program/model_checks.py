@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ppl_vi.errors import DataError, GuideError, ModelError
 from ppl_vi.program.layout import innermost, plate_frames
-from ppl_vi.program.lessons import undeclared
+from ppl_vi.program.shape_lessons import undeclared
 
 _LABELS = ("Categorical", "OrderedLogistic", "IndexedCategorical")
 """Families whose values are labels of categories, not amounts."""

@@ -11,7 +11,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vi.errors import DataError, GuideError, ModelError
-from ppl_vi.program.lessons import Call, Scene, taught
+from ppl_vi.program.lessons import taught
+from ppl_vi.program.scene import Call, Scene
 from ppl_vi.user_lines import raised_line
 
 

@@ -15,8 +15,8 @@ from ppl_vi.errors import ModelError
 from ppl_vi.program.batches import traced_alone
 from ppl_vi.program.independence import suspect_dependence
 from ppl_vi.program.layout import is_improper, plate_frames
-from ppl_vi.program.lessons import Call
 from ppl_vi.program.model_checks import check_declared, check_observed, family_of_site
+from ppl_vi.program.scene import Call
 from ppl_vi.program.tracing import sample_sites
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.program.layout import PARTICLES
-from ppl_vi.program.lessons import Call
 from ppl_vi.program.messengers import (
     Draw,
     DrawSites,
@@ -24,6 +23,7 @@ from ppl_vi.program.messengers import (
     ReuseValues,
 )
 from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
 
 Program = Callable[..., Any]
 """A Pyro model or guide."""

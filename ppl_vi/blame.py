@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ppl_vi.program import Factor, draw_plainly, run
 
 _DRAWS = (1, 100)
 """Of the guide: one that fails always needs few to be seen, one that fails at times more."""
+_MOST_NAMES = 3
 
 
 def blame(job: Job, batch: Batch) -> str:
@@ -29,7 +30,7 @@ def blame(job: Job, batch: Batch) -> str:
         try:
             with torch.enable_grad(), job.handler(batch):
                 factors = run(structure_of(pair), pair, draw_plainly, num_draws).factors
-                told = _told(factors, list(trainable().values()))
+                told = _told(factors, trainable())
         except (ValueError, RuntimeError) as error:
             return f"; {str(error).splitlines()[0].rstrip('.')}"
         if told:
@@ -37,21 +38,28 @@ def blame(job: Job, batch: Batch) -> str:
     return ""
 
 
-def _told(factors: Sequence[Factor], parameters: Sequence[Tensor]) -> str:
-    bad = [_named(f) for f in factors if not torch.isfinite(f.log_prob).all()]
+def _told(factors: Sequence[Factor], parameters: Mapping[str, Tensor]) -> str:
+    bad = [factor for factor in factors if not torch.isfinite(factor.log_prob).all()]
     if bad:
-        return f"; log-probabilities that are not finite: {', '.join(bad)}"
-    steep = [_named(f) for f in factors if not _is_smooth(f.log_prob, parameters)]
-    return f"; the log-probability of {steep[0]} is finite, its gradient is not" if steep else ""
+        behind = list(_gradients(bad[0], parameters))
+        more = ", ..." if len(behind) > _MOST_NAMES else ""
+        depends = ", ".join(f"'{name}'" for name in behind[:_MOST_NAMES]) + more
+        told = f"; log-probabilities that are not finite: {', '.join(map(_named, bad))}"
+        return f"{told} (parameters behind it: {depends})" if behind else told
+    for factor in factors:
+        if not all(torch.isfinite(each).all() for each in _gradients(factor, parameters).values()):
+            return f"; the log-probability of {_named(factor)} is finite, its gradient is not"
+    return ""
 
 
-def _is_smooth(log_prob: Tensor, parameters: Sequence[Tensor]) -> bool:
-    if not log_prob.requires_grad:
-        return True
-    gradients = torch.autograd.grad(
-        log_prob.sum(), parameters, retain_graph=True, allow_unused=True
+def _gradients(factor: Factor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the log-probability, in the parameters that it depends on."""
+    if not factor.log_prob.requires_grad:
+        return {}
+    found = torch.autograd.grad(
+        factor.log_prob.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
     )
-    return all(bool(torch.isfinite(each).all()) for each in gradients if each is not None)
+    return {n: each for n, each in zip(parameters, found, strict=True) if each is not None}
 
 
 def _named(factor: Factor) -> str:

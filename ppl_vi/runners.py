@@ -156,12 +156,13 @@ def _remedy(rollback: Rollback | None) -> str:
             "Lower the learning rate, start nearer to the data (initial_values), or pass "
             "on_nan='rollback' to go on with smaller steps or on_nan='skip' to leave such steps out."
         )
-    times = (
-        f"Went back {rollback.times} times to smaller steps"
+    went = (
+        f"Went back {rollback.times} times to smaller steps, which did not help"
         if rollback.times
-        else "No step was good"
+        else "There was no good step to go back to"
     )
     return (
-        f"{times}, which did not help: look at that site for a logarithm or a division at 0, or an "
-        f"overflow, or start nearer to the data (initial_values)."
+        f"{went}: look at that site for a logarithm or a division at 0, or an overflow, or "
+        f"start nearer "
+        f"to the data (initial_values)."
     )

@@ -39,7 +39,8 @@ def suspect_dependence(call: Call) -> None:
     if not _FEWEST_ROWS <= rows <= _MOST_ROWS:
         return
     with suppress(ValueError, RuntimeError, IndexError, TypeError, NotImplementedError):
-        with torch.no_grad(), forked_rng(seed=0):
+        with torch.no_grad(), forked_rng(seed=0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             found = next(_dependent(call, rows), None)
         if found is not None:
             site, plate = found

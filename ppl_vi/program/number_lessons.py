@@ -34,6 +34,8 @@ def impossible_parameter(scene: Scene) -> str | None:
     bad = value[~frame["valid"]] if frame["valid"].shape == value.shape else value
     first = "NaN" if bad.isnan().any() else f"{bad.reshape(-1)[0].item():.4g}"
     found = f"{scene.where}: {own} of {family} is {first}, but it has to be {words}"
+    if family == "Unit":
+        found = f"{scene.where}: pyro.factor adds {first}, which has to be {words}"
     parameter = _parameter_behind(frame["value"], scene.parameters)
     if parameter is not None:
         return f"{found}. {_start_inside(parameter, first, name)}"

@@ -35,7 +35,9 @@ def review(call: Call, values: Mapping[str, Tensor], num_rows: int | None, may_f
         DataError: observed values cannot come from their site.
     """
     try:
-        sites = sample_sites(traced_alone(call))
+        with warnings.catch_warnings():  # draws of a prior are wider than any that a fit will see
+            warnings.simplefilter("ignore")
+            sites = sample_sites(traced_alone(call))
     except ModelError:
         if may_fail:
             return
@@ -74,18 +76,21 @@ def _check_start(name: str, value: Tensor, site: Mapping[str, Any]) -> None:
 
 
 def _suspect_unobserved(sites: Mapping[str, Any], call: Call) -> None:
-    """Data that no site observes: obs= was forgotten."""
-    if call.tensors and not any(
-        site["is_observed"] and not site["infer"].get("_deterministic") for site in sites.values()
-    ):
-        given, names = ", ".join(f"'{n}'" for n in call.tensors), ", ".join(f"'{n}'" for n in sites)
-        warnings.warn(
-            f"the model is given data ({given}), but observes none of its sites ({names}), so "
-            f"that the fit "
-            f"returns its prior. Add obs= to the site of the data: pyro.sample(name, "
-            f"distribution, obs=x).",
-            stacklevel=2,
-        )
+    """A latent that looks like the data, where no site is observed: obs= was forgotten."""
+    if any(s["is_observed"] and not s["infer"].get("_deterministic") for s in sites.values()):
+        return
+    for name, site in sites.items():
+        for given, tensor in call.tensors.items():
+            rows = tensor.dim() > 0 and len(tensor) in {f.size for f in plate_frames(site)}
+            alike = tensor.dim() > 0 and tensor.shape == site["value"].shape
+            if rows or alike or name == given:
+                warnings.warn(
+                    f"the model is given data ('{given}'), but observes none of its sites, so that the "
+                    f"fit returns its prior. Was obs= forgotten at site '{name}', as in "
+                    f"pyro.sample('{name}', distribution, obs={given})?",
+                    stacklevel=2,
+                )
+                return
 
 
 def _suspect_precision(sites: Mapping[str, Any], call: Call) -> None:

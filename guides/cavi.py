@@ -304,6 +304,14 @@ class CAVIGuide(torch.nn.Module):
         named = {kind.sites[0]: f"counts_{number}" for number, kind in enumerate(self._kinds)}
         return {name: self.get_buffer(buffer).clone() for name, buffer in named.items()}
 
+    def not_finite(self) -> tuple[str, ...]:
+        """The sites whose factors have parameters that are not finite."""
+        return tuple(
+            name
+            for name, buffers in self._buffers_of.items()
+            if not all(torch.isfinite(self.get_buffer(buffer)).all() for buffer in buffers)
+        )
+
     def remarks(self) -> tuple[str, ...]:
         """Which sites are left to gradients, and which components are empty."""
         ascent = self._begun()

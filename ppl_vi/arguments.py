@@ -22,10 +22,23 @@ def as_arguments(data: Any, name: str, device: Device) -> Arguments:
     if data is None:
         return (), {}
     if isinstance(data, tuple):
-        return tuple(_leaf(x, f"{name}[{i}]", device) for i, x in enumerate(data)), {}
+        leaves = {f"{name}[{i}]": leaf for i, leaf in enumerate(data)}
+        return tuple(_leaves(leaves, device).values()), {}
     if isinstance(data, Mapping):
-        return (), {key: _leaf(x, f"{name}[{key!r}]", device) for key, x in data.items()}
-    return (_leaf(data, name, device),), {}
+        leaves = {f"{name}[{key!r}]": leaf for key, leaf in data.items()}
+        return (), dict(zip(data, _leaves(leaves, device).values(), strict=True))
+    return tuple(_leaves({name: data}, device).values()), {}
+
+
+def _leaves(leaves: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    made = {name: _leaf(leaf, name, device) for name, leaf in leaves.items()}
+    devices = {name: leaf.device for name, leaf in made.items() if isinstance(leaf, Tensor)}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"`{name}` on {place}" for name, place in devices.items())
+        raise DataError(
+            f"The data are on several devices: {listed}. Pass device= to put them all on one."
+        )
+    return made
 
 
 def batch_arguments(items: Any, device: Device) -> Arguments:
@@ -42,6 +55,8 @@ def _leaf(leaf: Any, name: str, device: Device) -> Any:
         leaf = _array_to_tensor(leaf, name)
     if not isinstance(leaf, Tensor):
         return leaf
+    if leaf.device.type == "meta":
+        raise DataError(f"`{name}` is on the device meta, which keeps no numbers. Pass real data.")
     nan = torch.isnan(leaf)
     if nan.any():
         raise DataError(

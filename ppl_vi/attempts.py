@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.beginning import new_job
+from ppl_vi.blame import blame
 from ppl_vi.compilation import Execute, Execution, Wish
 from ppl_vi.convergence import Tolerance
-from ppl_vi.data import Batch, DataSource
+from ppl_vi.data import DataSource
 from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
@@ -29,8 +30,8 @@ from ppl_vi.objectives import Objective
 from ppl_vi.optimization import OptimizerChoice, Stepper, TorchStepper, make_stepper
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
-from ppl_vi.preparation import forget, structure_of
-from ppl_vi.program import Structure, draw_plainly, run
+from ppl_vi.preparation import forget
+from ppl_vi.program import Structure
 from ppl_vi.randomness import restored_on_error
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
@@ -184,7 +185,7 @@ def _runner(
         Stream(settings.source),
         stepper,
         settings.on_nan,
-        lambda batch: _blame(job, batch),
+        lambda batch: blame(job, batch),
         objective.scheduled if isinstance(objective, Objective) else None,
     )
 
@@ -193,7 +194,7 @@ def _runner(
             bar.write(line)
 
     planned = settings.steps * settings.restarts
-    stops = settings.on_nan == "raise"
+    stops = settings.on_nan != "skip"
     return Execute(settings.compile, objective, job, parameters, eager, stops, planned, tell)
 
 
@@ -214,15 +215,3 @@ def _trainable() -> dict[str, Tensor]:
             "Declare one with pyro.param, pyro.module or a PyroModule."
         )
     return parameters
-
-
-def _blame(job: Job, batch: Batch) -> str:
-    """Which sites have a log-probability that is not finite, in words."""
-    pair = job.pair(batch)
-    try:
-        with torch.no_grad(), job.handler(batch):
-            factors = run(structure_of(pair), pair, draw_plainly, 1).factors
-    except (ValueError, RuntimeError) as error:
-        return f"; {str(error).splitlines()[0].rstrip('.')}"
-    bad = [f"'{n}'" for f in factors if not torch.isfinite(f.log_prob).all() for n in f.sites]
-    return f"; log-probabilities that are not finite: {', '.join(bad)}" if bad else ""

@@ -13,9 +13,9 @@ from ppl_vi.compilation import Wish
 from ppl_vi.data import DataSource
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.partial import PartialGuide
-from ppl_vi.program import StartingValues, Structure
+from ppl_vi.program import Call, StartingValues, Structure, review
 from ppl_vi.registry import has_last_word
-from ppl_vi.starting import initial_values, look_at, resolve_guide
+from ppl_vi.starting import check_starts, initial_values, look_at, resolve_guide
 from ppl_vi.sweeping import ROWS_TO_START, is_swept
 
 Program = Callable[..., Any]
@@ -43,7 +43,12 @@ def new_job(
     """
     with pyro.get_param_store().scope():  # a look at the model creates no parameter
         plates = data_plates_of(model, source, data_plate)
-    values = {**initial_values(model, source), **(known or {})}
+    given = initial_values(model, source)
+    values = {**given, **(known or {})}
+    if restart == 0 and known is None:
+        own = not isinstance(guide, (str, type, AutoGuide))
+        with pyro.get_param_store().scope():
+            _review(model, source, plates, given, own)
     with StartingValues(values):
         made = resolve_guide(guide, model, source, plates, values, restart)
     job = Job(model, made, source, plates)
@@ -55,6 +60,21 @@ def new_job(
                 made.begin(batch.args, batch.kwargs, values, plates, restart > 0, wish)
             if has_last_word(made):
                 made.begin_fit(job)
-            return job.check()
+            structure = job.check()
+            check_starts(given, structure)
+            return structure
 
     return job, begin
+
+
+def _review(
+    model: Program,
+    source: DataSource,
+    plates: frozenset[str],
+    values: Mapping[str, Tensor],
+    own_guide: bool,
+) -> None:
+    """Look at the model by itself; with a guide of the user's own it need not run on its prior."""
+    batch = next(source.sequence())
+    with Job(model, model, source, plates).handler(batch):
+        review(Call(model, batch.args, batch.kwargs), values, source.num_rows, own_guide)

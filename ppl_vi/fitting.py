@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import pyro.infer
@@ -85,7 +85,10 @@ def fit(
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
-        on_nan: ``"raise"``, or ``"skip"`` steps whose loss or gradient is not finite.
+        on_nan: what to do where a loss or a gradient is not finite: ``"raise"`` an error that names
+            step, site and parameter; ``"skip"`` the step; or ``"rollback"`` to the last good state of
+            parameters and optimizer, kept every 100 steps, and go on with half the learning rate, at
+            most 10 times. Exact updates raise, since they would come to the same again.
         kl_schedule: weights on the KL terms of latents in the gradient: a number of 0 or more, a
             function from the step (0, 1, ...) to one, or a dict of these by site. It counts log p and
             log q of a latent alike; losses, ``bound`` and ``elbo`` are those of weight 1.
@@ -96,7 +99,8 @@ def fit(
 
     Raises:
         GuideError, ModelError, DataError: before the first step, where programs or data do not fit.
-        FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"``.
+        FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"`` or after the last
+            rollback.
         CompileError: with ``compile=True``, the programs do what a compiled step cannot repeat.
 
     Example:
@@ -162,8 +166,8 @@ def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any, compi
     for name, value in (("steps", steps), ("restarts", restarts)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}.")
-    if on_nan not in ("raise", "skip"):
-        raise ValueError(f"on_nan must be 'raise' or 'skip', not {on_nan!r}.")
+    if on_nan not in get_args(OnNan):
+        raise ValueError(f"on_nan must be 'raise', 'skip' or 'rollback', not {on_nan!r}.")
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
 

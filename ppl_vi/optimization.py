@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ppl_vi.checkpoints import State
+from ppl_vi.moments import saved, slow_down
 
 OptimizerChoice = Callable[[Any], Any] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
@@ -42,6 +43,12 @@ class Stepper(Protocol):
 
     def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         """Go on where another one was, with the parameters that it moved."""
+
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        """What brings parameters and moments back to where they are now; the schedule goes on."""
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply all learning rates, also those to come."""
 
 
 def make_stepper(
@@ -260,6 +267,12 @@ class TorchStepper:
         """The default rate, where it waits to be told to fall."""
         return self._scheduler if isinstance(self._scheduler, StagedRate) else None
 
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        return saved(parameters, [self.optimizer])
+
+    def slow_down(self, factor: float) -> None:
+        slow_down(self._scheduler or self.optimizer, factor)
+
     @property
     def foreseeable(self) -> bool:
         """Whether the schedule moves the learning rates alone, and is known before the losses are."""
@@ -342,3 +355,11 @@ class _PyroStepper:
     def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         self._optimizer.optim_objs = {}
         self._optimizer._state_waiting_to_be_consumed = dict(state)  # as each is met
+
+    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
+        made = self._optimizer.optim_objs.values()
+        return saved(parameters, [getattr(one, "optimizer", one) for one in made])
+
+    def slow_down(self, factor: float) -> None:
+        for made in self._optimizer.optim_objs.values():
+            slow_down(made, factor)

@@ -13,10 +13,11 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppl_vi.data import Batch
 from ppl_vi.optimization import Stepper
 from ppl_vi.parameters import trainable
+from ppl_vi.rollback import Rollback
 from ppl_vi.scheduling import Scheduled
 from ppl_vi.streaming import Stream
 
-OnNan = Literal["raise", "skip"]
+OnNan = Literal["raise", "skip", "rollback"]
 
 
 class Taken(NamedTuple):
@@ -48,12 +49,14 @@ class EagerRunner:
         loss_and_grads: the loss on a batch; it adds to the parameters' gradients.
         stream: gives the batches.
         stepper: moves the parameters.
-        on_nan: ``"raise"`` an error on a loss or gradient that is not finite, or ``"skip"`` the step.
+        on_nan: ``"raise"`` an error on a loss or gradient that is not finite, ``"skip"`` the step, or
+            ``"rollback"`` to the last good state.
         blame: says which site is to blame on a batch whose loss is not finite.
         scheduled: numbers of the loss that are others in each step.
 
     Attributes:
         done: steps taken, by whoever took them.
+        rollback: the last good state, with ``on_nan="rollback"``.
     """
 
     block = 1
@@ -70,6 +73,7 @@ class EagerRunner:
         self.loss_and_grads, self.stream, self.stepper = loss_and_grads, stream, stepper
         self._on_nan, self._blame, self._scheduled = on_nan, blame, scheduled
         self._batch: Batch | None = None
+        self.rollback = Rollback(stepper) if on_nan == "rollback" else None
         self.done = 0
 
     def advance(self, count: int) -> list[Taken]:
@@ -98,10 +102,14 @@ class EagerRunner:
         parameters = trainable()
         self.done += 1
         finite = _finite(loss, parameters)
+        rollback = self.rollback
         if finite:
+            if rollback is not None and rollback.is_due(self.done - 1):
+                rollback.keep(self.stepper.saved(parameters))
             self.stepper.step(parameters, loss)
-        elif self._on_nan == "raise":
-            raise FloatingPointError(_complaint(self.done, loss, parameters, self._blame(batch)))
+        elif self._on_nan == "raise" or (rollback is not None and not rollback.go_back()):
+            told = _complaint(self.done, loss, parameters, self._blame(batch))
+            raise FloatingPointError(f"{told} {_remedy(rollback)}")
         return Taken(loss, finite)
 
 
@@ -139,7 +147,22 @@ def _complaint(step: int, loss: float, parameters: Mapping[str, Tensor], site: s
     ]
     what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
     gradients = f"; gradients that are not finite: {', '.join(bad)}" if bad else ""
+    return f"step {step}: {what}{site}{gradients}."
+
+
+def _remedy(rollback: Rollback | None) -> str:
+    if rollback is None:
+        return (
+            "Lower the learning rate, start nearer to the data (initial_values), or pass "
+            "on_nan='rollback' to go on with smaller steps or on_nan='skip' to leave such steps out."
+        )
+    went = (
+        f"Went back {rollback.times} times to smaller steps, which did not help"
+        if rollback.times
+        else "There was no good step to go back to"
+    )
     return (
-        f"step {step}: {what}{site}{gradients}. Lower the learning rate, start nearer to the data "
-        f"(initial_values), or pass on_nan='skip'."
+        f"{went}: look at that site for a logarithm or a division at 0, or an overflow, or "
+        f"start nearer "
+        f"to the data (initial_values)."
     )

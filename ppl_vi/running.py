@@ -34,6 +34,7 @@ def model_for(objective: pyro.infer.ELBO, job: Job, structure: Structure) -> Pro
     if isinstance(objective, Objective):
         estimators_of(objective, job)  # may refuse a site
         return job.model
+    _check_nesting(objective, structure)
     if not structure.marginalized:
         return job.model
     if not isinstance(objective, pyro.infer.TraceEnum_ELBO):
@@ -42,6 +43,21 @@ def model_for(objective: pyro.infer.ELBO, job: Job, structure: Structure) -> Pro
             f"{type(objective).__name__} cannot sum it out. Use ppl_vi.ELBO or TraceEnum_ELBO."
         )
     return enumerated(job.model, structure.marginalized)
+
+
+def _check_nesting(objective: pyro.infer.ELBO, structure: Structure) -> None:
+    """Raise GuideError where an objective of Pyro's leaves the plates too few dimensions."""
+    told, needed = objective.max_plate_nesting, structure.nesting
+    uses = isinstance(objective, pyro.infer.TraceEnum_ELBO) or objective.vectorize_particles
+    if uses and told < needed:
+        deepest = min(structure.plates.values(), key=lambda plate: plate.dim)
+        raise GuideError(
+            f"objective: {type(objective).__name__}(max_plate_nesting={told}) leaves too few "
+            f"dimensions: "
+            f"plate '{deepest.name}' stands at dimension {deepest.dim}. Pass "
+            f"max_plate_nesting={needed}, "
+            f"or leave it out."
+        )
 
 
 def estimators_of(objective: pyro.infer.ELBO, job: Job) -> dict[str, str]:

@@ -14,10 +14,11 @@ from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 from ppl_vi.data import Batch, DataSource
-from ppl_vi.errors import GuideError
+from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.job import Job
 from ppl_vi.partial import PartialGuide, is_partial
 from ppl_vi.program import (
+    Structure,
     enumerable_sites,
     hide,
     look_at_latents,
@@ -43,7 +44,44 @@ def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
     if given is None:
         return {}
     batch = source.whole()
-    return {name: torch.as_tensor(v) for name, v in given(*batch.args, **batch.kwargs).items()}
+    values = given(*batch.args, **batch.kwargs)
+    if not isinstance(values, Mapping):
+        raise ModelError(
+            f"initial_values should return a dict of values by site or parameter, but returned "
+            f"{type(values).__name__}."
+        )
+    return {name: torch.as_tensor(value) for name, value in values.items()}
+
+
+def check_starts(values: Mapping[str, Tensor], structure: Structure) -> None:
+    """Look at where a fit starts, once all parameters are there.
+
+    Args:
+        values: the model's own ``initial_values``.
+        structure: of the model and the guide.
+
+    Raises:
+        ModelError: a value belongs to no site and no parameter, or a parameter starts at a place that
+            no step can leave.
+    """
+    parameters = dict(pyro.get_param_store().named_parameters())
+    known = {*structure.of_kind("latent", "auxiliary", "marginalized"), *parameters}
+    for name in values:
+        if name not in known:
+            plain = structure.of_kind("latent", "marginalized") + tuple(parameters)
+            listed = ", ".join(f"'{one}'" for one in sorted({n for n in plain if "." not in n}))
+            raise ModelError(
+                f"initial_values: '{name}' is no latent site and no parameter. Those are "
+                f"{listed}: correct "
+                f"the name, or leave it out."
+            )
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise ModelError(
+                f"parameter '{name}' starts outside its constraint or on its edge (a scale of 0, for "
+                f"instance), which no step can leave. Start it inside: 0.1, say, where it has "
+                f"to be positive."
+            )
 
 
 def likely_values(model: Program) -> Sequence[Mapping[str, Tensor]]:

@@ -94,6 +94,9 @@ class SweptGuide(Protocol):
     def factors(self) -> dict[str, Any]:
         """The marginals of single sites that it knows, as Pyro distributions."""
 
+    def not_finite(self) -> tuple[str, ...]:
+        """The sites whose factors have parameters that are not finite."""
+
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the fit that the ELBO does not say, a line each."""
 
@@ -180,8 +183,9 @@ def sweep_to_rest(
         losses.append(-repeated.advance(len(losses), next(stream) if stream else None, rate))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(
-                f"sweep {len(losses)}: the ELBO is {-losses[-1]}. Look for values that no site can "
-                f"have (a scale below zero), or start nearer to the data (initial_values)."
+                f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
+                f"no site can have (a scale below zero, data too large to square), or start nearer to "
+                f"the data (initial_values)."
             )
         bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
         bar.update()
@@ -193,6 +197,11 @@ def sweep_to_rest(
     guide.settle()
     bound = Estimate(bound_by_batches(guide, job)) if stream else guide.evaluated(-losses[-1])
     return Swept(losses, reason, repeated.execution, bound)
+
+
+def _broken(guide: SweptGuide) -> str:
+    names = ", ".join(f"'{name}'" for name in guide.not_finite())
+    return f"; factors that are not finite: {names}" if names else ""
 
 
 def _rests(losses: Sequence[float], size: int) -> bool:

@@ -31,7 +31,7 @@ def programs_identity(job: Job) -> Identity:
 
 
 def data_identity(source: DataSource) -> Identity:
-    """The number of rows, shapes, types, and the content of some rows, the first and last among them."""
+    """The number of rows, shapes, types, and the content of some rows, both ends among them."""
     count = source.num_rows
     with forked_rng(seed=0):  # data that draw
         if count is None:

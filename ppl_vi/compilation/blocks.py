@@ -117,21 +117,28 @@ class BlockRunner:
         groups = self._stream.runs(count)
         for number, rows in enumerate(groups):
             try:
-                taken += self._run(self._shape(rows[0]), rows)
+                new = self._run(self._shape(rows[0]), rows)
             except CompileError:
                 self._stream.give_back(groups[number:])
                 if taken:
                     break
                 raise
+            taken += new
+            if len(new) < len(rows):  # the fit went back, and goes on with smaller steps
+                self._stream.give_back([rows[len(new) :], *groups[number + 1 :]])
+                break
         return taken
 
     def hand_over(self) -> EagerRunner:
         """Who takes the steps from here on, one by one."""
         self._flat.hand_over()
+        if self._eager.rollback is not None:
+            self._eager.rollback.forget()
         return self._eager
 
     def _run(self, shape: _Shape, rows: Sequence[Tensor]) -> list[Taken]:
         self._flat.read()
+        rollback, before = self._eager.rollback, self._flat.saved()
         carried, fixed = self._block(shape, rows, self._stepper.rates(len(rows)))
         with repeatable_draws() as again:
             try:
@@ -142,17 +149,22 @@ class BlockRunner:
                 reason = str(error).splitlines()[0]
                 raise CompileError(f"its operations cannot be repeated ({reason})") from error
             step, moved = after.position.tolist()
-            if moved < step and not self._skips:
-                good = step - 1
+            failed = moved < step and not self._skips
+            if rollback is not None and moved and rollback.is_due(self._eager.done):
+                rollback.keep(before)
+            if failed and not (rollback is not None and rollback.is_possible):
                 again()
-                steps = fixed.num_steps.new_tensor(good)
+                steps = fixed.num_steps.new_tensor(moved)
                 self._keep(shape, shape.run(carried, fixed._replace(num_steps=steps)))
-                self._eager.done += good
-                self._eager.fail(self._stream.batch(rows[good]))
-        self._keep(shape, after)
-        self._eager.done += len(rows)
+                self._eager.done += moved
+                self._eager.fail(self._stream.batch(rows[moved]))
+        self._eager.done += step
+        if not failed:
+            self._keep(shape, after)
         self._stepper.use_rates(moved)
-        losses, finite = after.record[:, : len(rows)].tolist()
+        if failed and rollback is not None:
+            rollback.go_back()
+        losses, finite = after.record[:, :step].tolist()
         return list(map(Taken, losses, map(bool, finite)))
 
     def _keep(self, shape: _Shape, after: Carried) -> None:

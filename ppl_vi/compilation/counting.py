@@ -11,8 +11,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from ppl_vi.compilation.watching import is_users
 from ppl_vi.errors import CompileError
+from ppl_vi.user_lines import is_users
 
 _MOST_ENTRIES = 100
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -86,6 +86,15 @@ class FlatParameters:
         while sum(parameter.numel() for parameter in own) < size:
             own.append(next(live))
         return own
+
+    def saved(self) -> Callable[[], None]:
+        """What brings parameters and states back to where they are now."""
+        flat, states, updates = self.flat, self.states, self.updates
+
+        def restore() -> None:
+            self.write(flat, states, updates - self.updates)
+
+        return restore
 
     def hand_over(self) -> None:
         """Give the optimizer its states, for it to go on with."""

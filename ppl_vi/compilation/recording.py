@@ -18,9 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ppl_vi.compilation.watching import user_line
 from ppl_vi.errors import CompileError
 from ppl_vi.observing import Observer, memory_of, written
+from ppl_vi.user_lines import user_line
 
 aten = torch.ops.aten
 

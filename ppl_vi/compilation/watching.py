@@ -8,32 +8,24 @@ capture, and then never again.
 from __future__ import annotations
 
 import io
-import linecache
 import random
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.errors import CompileError, GuideError, ModelError
 from ppl_vi.observing import Observer, by_name, written
+from ppl_vi.user_lines import raised_line, user_line
 
-_ENGINE = tuple(
-    str(Path(module.__file__ or "").parent) for module in (torch, pyro, np, sys.modules["ppl_vi"])
-)
 _ONE_AT_A_TIME = threading.RLock()
 """The standard output is everyone's."""
-_STANDARD_LIBRARY = str(Path(io.__file__).parent)
 _ESCAPES: dict[Any, str] = {
     Tensor.numpy: "turns a tensor into a NumPy array",
     Tensor.__array__: "turns a tensor into a NumPy array",
@@ -51,7 +43,8 @@ def watched() -> Iterator[None]:
         CompileError: the block does what a graph cannot repeat; the message names the line.
     """
     before = random.getstate(), str(np.random.get_state(legacy=False))
-    with failing_as_uncaptured(), _ONE_AT_A_TIME, redirect_stdout(_Silence()), _Escapes():
+    silent = redirect_stdout(_Silence())
+    with failing_as_uncaptured(), _ONE_AT_A_TIME, silent, _without_other_draws(), _Escapes():
         yield
     if random.getstate() != before[0]:
         raise CompileError("the program draws from Python's random module, outside torch")
@@ -68,6 +61,39 @@ def failing_as_uncaptured() -> Iterator[None]:
         raise
     except Exception as error:
         raise CompileError(_reason(error)) from error
+
+
+_GENERATORS: tuple[tuple[Any, Any, str], ...] = (
+    (random, getattr(random.random, "__self__", None), "Python's random module"),
+    (np.random, getattr(np.random.rand, "__self__", None), "NumPy's random generator"),
+)
+
+
+@contextmanager
+def _without_other_draws() -> Iterator[None]:
+    """Let calls to random generators that no graph repeats fail with the user's line."""
+    thread, replaced = threading.get_ident(), []
+
+    def refusing(function: Any, whose: str) -> Any:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            line = user_line(sys._getframe(1))
+            if threading.get_ident() != thread or line == "the program":
+                return function(*args, **kwargs)
+            raise CompileError(f"{line} draws from {whose}, outside torch")
+
+        return refuse
+
+    for module, generator, whose in _GENERATORS:
+        for name, function in list(vars(module).items()):
+            own = generator is not None and getattr(function, "__self__", None) is generator
+            if own and "state" not in name and "seed" not in name:
+                replaced.append((module, name, function))
+                setattr(module, name, refusing(function, whose))
+    try:
+        yield
+    finally:
+        for module, name, function in replaced:
+            setattr(module, name, function)
 
 
 class _Escapes(TorchFunctionMode):
@@ -133,7 +159,7 @@ def _reason(error: BaseException) -> str:
     cause = _first_cause(error)
     first = str(cause).strip().partition("\n")[0].rstrip(".")
     said = f"cannot be captured ({type(cause).__name__}: {first})"
-    line = _line_of(cause.__traceback__) or _line_of(error.__traceback__)
+    line = raised_line(cause) or raised_line(error)
     if line:
         return f"{line} {said}"
     where = str(error) if isinstance(error, (ModelError, GuideError)) else ""
@@ -145,33 +171,3 @@ def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _line_of(trace: TracebackType | None) -> str:
-    """The user's line nearest to where an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(trace) if is_users(frame.f_code.co_filename)]
-    numbers = {id(frame): number for frame, number in traceback.walk_tb(trace)}
-    return _described(frames[-1], numbers[id(frames[-1])]) if frames else ""
-
-
-def user_line(frame: FrameType | None) -> str:
-    """The user's line that called, directly or not, what runs in the frame."""
-    while frame is not None and not is_users(frame.f_code.co_filename):
-        frame = frame.f_back
-    return _described(frame, frame.f_lineno) if frame is not None else "the program"
-
-
-def _described(frame: FrameType, number: int) -> str:
-    path = frame.f_code.co_filename
-    code = linecache.getline(path, number).strip()
-    return (
-        f"{Path(path).name}, line {number} ({code})"
-        if code
-        else f"{Path(path).name}, line {number}"
-    )
-
-
-def is_users(path: str) -> bool:
-    """Whether a file is the user's own: not of Python, of this package or of those it stands on."""
-    standard = path.startswith(_STANDARD_LIBRARY) and "-packages" not in path
-    return not standard and not path.startswith((*_ENGINE, "<"))

@@ -75,13 +75,16 @@ from ppl_vi.program.posterior import (
     predictive_draws,
     prior_draws,
 )
+from ppl_vi.program.reviewing import review
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
+from ppl_vi.program.scene import Call
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
 
 __all__ = [
     "Arguments",
     "Batched",
+    "Call",
     "ClosedForm",
     "DataPlate",
     "Dependencies",
@@ -142,6 +145,7 @@ __all__ = [
     "pointwise_log_likelihood",
     "predictive_draws",
     "prior_draws",
+    "review",
     "run",
     "run_guide",
     "run_inside",

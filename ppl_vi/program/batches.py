@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
+from math import isclose, nan, prod
 from typing import Any, NamedTuple
 
 from pyro import poutine
+from torch import Tensor
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import plate_frames
-from ppl_vi.program.messengers import FeasibleValues, KeepFrozen, naming_site
+from ppl_vi.program.messengers import FeasibleValues, KeepFrozen
+from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
+from ppl_vi.program.shape_lessons import batch_remedy
 from ppl_vi.program.tracing import Program, sample_sites
 from ppl_vi.randomness import forked_rng
 
@@ -54,20 +60,24 @@ def find_data_plates(
                 f"of the whole data with subsample_size=len(batch)."
             )
     _check_sites(traces, plates)
+    _check_scales(traces, plates, sizes, num_rows)
     return plates
 
 
 def _trace(model: Program, batch: Arguments, num_rows: int) -> dict[str, Any]:
-    what = f"on a batch of {batch.size} of the {num_rows} rows the model"
-    return _alone(model, batch.args, batch.kwargs, what)
+    what = f"the model on a batch of {batch.size} of the {num_rows} rows"
+    call = Call(model, batch.args, batch.kwargs, rows=(batch.size, num_rows))
+    return sample_sites(traced_alone(call, what))
 
 
-def _alone(
-    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], what: str = "the model"
-) -> dict[str, Any]:
-    """The sample sites of a model run by itself; random state is left as it was."""
-    with forked_rng(), naming_site(what, ModelError), KeepFrozen(), FeasibleValues():
-        return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+def traced_alone(call: Call, what: str = "the model") -> Any:
+    """The trace of a model run by itself; random state is left as it was."""
+    with forked_rng(), naming_site(what, ModelError, call), KeepFrozen(), FeasibleValues():
+        return poutine.trace(call.program).get_trace(*call.args, **call.kwargs)
+
+
+def _alone(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return sample_sites(traced_alone(Call(model, args, kwargs)))
 
 
 def _check_found(
@@ -80,17 +90,30 @@ def _check_found(
             f"{size} for a batch of {size} of the {num_rows} rows. The model's plates: {listed}."
         )
     if not following:
-        own = [name for name, frame in frames.items() if (frame.full_size or 0) > frame.size]
-        remedy = (
-            f"Leave the subsampling of plate '{own[0]}' to fit: subsample_size=len(batch)."
-            if own
-            else f"Put the sites of the data in pyro.plate('data', len(data)), so that a batch can "
-            f"count for all {num_rows} rows."
-        )
         raise ModelError(
             f"the data come in batches (batch_size, Dataset or DataLoader), but no plate of the model "
-            f"follows the rows of a batch (plates: {listed}). {remedy}"
+            f"follows the rows of a batch (plates: {listed}). {_remedy(frames, size, num_rows)}"
         )
+
+
+def _remedy(frames: Mapping[str, Any], size: int, num_rows: int) -> str:
+    """How a plate comes to follow the rows."""
+    for name, frame in frames.items():
+        if (frame.full_size or 0) > frame.size:
+            return (
+                f"Plate '{name}' takes {frame.size} of {frame.full_size} rows by itself, so "
+                f"that rows are "
+                f"subsampled twice: leave it to fit with pyro.plate('{name}', {num_rows}, "
+                f"subsample_size=len(batch)) and the batch as it is, or leave batch_size out."
+            )
+        if frame.size == num_rows:
+            return batch_remedy(name, num_rows, size)
+        if frame.size == size:
+            return f"Plate '{name}' has a fixed size: write pyro.plate('{name}', len(batch))."
+    return (
+        f"Put the sites of the data in pyro.plate('data', len(batch)), so that a batch can count for "
+        f"all {num_rows} rows."
+    )
 
 
 def _check_sites(traces: list[dict[str, Any]], plates: frozenset[str]) -> None:
@@ -135,6 +158,45 @@ def plates_over_rows(model: Program, fewer: Arguments, named: Collection[str]) -
             if frame.name in named and fewer.size in sizes:
                 found.add(frame.name)
     return frozenset(found)
+
+
+def _check_scales(
+    traces: list[dict[str, Any]], plates: frozenset[str], sizes: list[int], num_rows: int
+) -> None:
+    """Raise a ModelError where the model counts a batch for all rows by itself, as ``fit`` does.
+
+    A number that is N / B for the usual batch alone may be there for another reason: it is warned of.
+    """
+    for name, site in traces[0].items():
+        others = [trace.get(name) for trace in traces]
+        frames = plate_frames(site)
+        if None in others or not any(frame.name in plates for frame in frames):
+            continue
+        counted = [
+            isclose(_own_scale(other), num_rows / size, rel_tol=1e-6)
+            for other, size in zip(others, sizes, strict=True)
+        ]
+        if not counted[0] or isclose(num_rows, sizes[0]):
+            continue
+        told = (
+            f"site '{name}': poutine.scale in the model counts it {num_rows / sizes[0]:.6g} "
+            f"times, and fit "
+            f"counts each of the {sizes[0]} rows of a batch for {num_rows / sizes[0]:.6g} as "
+            f"well, so that the "
+            f"data would count twice over. Take poutine.scale out of the model: fit scales by itself."
+        )
+        if all(counted):
+            raise ModelError(told)
+        warnings.warn(told, stacklevel=2)
+
+
+def _own_scale(site: Any) -> float:
+    """What the model itself scales a site by, its plates aside; NaN for a scale by element."""
+    scale = site["scale"]
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        return nan
+    counted: float = prod((f.full_size or f.size) / f.size for f in plate_frames(site))
+    return float(scale) / counted
 
 
 def enumerable_sites(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

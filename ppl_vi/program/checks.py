@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution, Unit
-from pyro.distributions.util import broadcast_shape
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ppl_vi.errors import DataError, GuideError
-from ppl_vi.program.layout import innermost, plate_frames
+from ppl_vi.errors import GuideError
+from ppl_vi.program.layout import plate_frames
+from ppl_vi.program.model_checks import family_of_site, inside_support
 
 
 def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
@@ -43,38 +43,10 @@ def check_guide_sites(guide_sites: Mapping[str, Any], model_sites: Mapping[str, 
             continue
         raise GuideError(
             f"site '{name}' is latent in the model, but the guide does not draw it and its "
-            f"distribution ({_family(site)}) cannot be summed out. Add pyro.sample('{name}', ...) "
+            f"distribution ({family_of_site(site)}) cannot be summed out. Add "
+            f"pyro.sample('{name}', ...) "
             f"to the guide, or observe it in the model."
         )
-
-
-def check_observed(model_sites: Mapping[str, Any]) -> None:
-    """Raise a DataError where observed values cannot come from their site."""
-    for name, site in model_sites.items():
-        distribution, value = site["fn"], site["value"]
-        if not site["is_observed"] or isinstance(distribution, (Delta, Unit)):
-            continue
-        if site["infer"].get("_deterministic"):
-            continue
-        expected, found = tuple(distribution.shape()), tuple(value.shape)
-        if not _broadcasts_to(found, expected):
-            raise DataError(
-                f"site '{name}': the observed values have shape {found}, but the distribution "
-                f"({_family(site)}) has shape {expected}. Pass data of equal lengths, and declare "
-                f"every batch dimension with pyro.plate or .to_event()."
-            )
-        discrete = distribution.support.is_discrete
-        if not discrete and not (value.is_floating_point() or value.is_complex()):
-            raise DataError(
-                f"site '{name}': the observed values are {value.dtype}, but {_family(site)} is "
-                f"continuous. Pass floating-point data, for instance data.float()."
-            )
-        own_mask = distribution._mask if isinstance(distribution, MaskedDistribution) else None
-        if not _inside(distribution.support, value, site["mask"], own_mask):
-            raise DataError(
-                f"site '{name}': some observed values are NaN, infinite or outside the support of "
-                f"{_family(site)} ({distribution.support}). Correct the data or the distribution."
-            )
 
 
 def check_scaled(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
@@ -114,7 +86,8 @@ def _check_shape(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]) 
     if found != expected:
         raise GuideError(
             f"site '{name}': the guide draws shape {found}, the model's distribution "
-            f"({_family(model)}) has shape {expected}. Use the same plates and event dimensions in "
+            f"({family_of_site(model)}) has shape {expected}. Use the same plates and event "
+            f"dimensions in "
             f"the guide as in the model."
         )
 
@@ -146,12 +119,23 @@ def _check_support(name: str, guide: Mapping[str, Any], model: Mapping[str, Any]
         values = [*(own.enumerate_support(expand=False) if own.has_enumerate_support else [own()])]
     else:
         values = [guide["value"], *_wide_values(own.support, guide["value"])]
-    if not values or not all(_inside(wanted, value) for value in values):
+    if not values or not all(inside_support(wanted, value) for value in values):
         raise GuideError(
-            f"site '{name}': the guide's distribution ({_family(guide)}, support {own.support}) can "
-            f"draw values outside the model's support ({_family(model)}, {wanted}). Use a "
-            f"distribution on that support in the guide."
+            f"site '{name}': the guide's distribution ({family_of_site(guide)}, support {own.support}) "
+            f"can draw values outside the model's support ({family_of_site(model)}, {wanted}). Use a "
+            f"distribution on that support in the guide{_such_as(wanted)}."
         )
+
+
+def _such_as(support: Any) -> str:
+    """Families on a support, where it is a usual one."""
+    families = {
+        constraints.positive: "LogNormal or Gamma",
+        constraints.nonnegative: "LogNormal or Gamma",
+        constraints.unit_interval: "Beta",
+        constraints.simplex: "Dirichlet",
+    }
+    return next((f", {own}" for known, own in families.items() if str(known) == str(support)), "")
 
 
 def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
@@ -166,36 +150,7 @@ def _wide_values(support: Any, value: Tensor) -> list[Tensor]:
         shape = transform.inverse_shape(value.shape)
     unconstrained = torch.zeros(shape, dtype=value.dtype, device=value.device)
     wide = [transform(unconstrained + shift) for shift in (-4.0, 4.0)]
-    return [far for far in wide if _inside(support, far)]  # rounding may have left it
-
-
-def _inside(support: Any, value: Tensor, *masks: Tensor | bool | None) -> bool:
-    """Whether all values are finite and in the support, but for those that are masked away."""
-    if support is constraints.dependent or any(mask is False for mask in masks):
-        return True
-    try:
-        inside = support.check(value)  # an infinite number is real to it
-        finite = torch.isfinite(value)
-        if support.event_dim:
-            finite = finite.flatten(-support.event_dim).all(-1)
-        inside = inside & finite
-    except NotImplementedError:
-        return True
-    for mask in masks:
-        if isinstance(mask, Tensor):
-            inside = inside | ~mask
-    return bool(inside.all())
-
-
-def _broadcasts_to(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    try:
-        return tuple(broadcast_shape(found, expected)) == expected
-    except ValueError:
-        return False
-
-
-def _family(site: Mapping[str, Any]) -> str:
-    return type(innermost(site["fn"])).__name__
+    return [far for far in wide if inside_support(support, far)]  # rounding may have left it
 
 
 def _listed(sites: Mapping[str, Any]) -> str:

@@ -20,12 +20,12 @@ from ppl_vi.errors import ModelError
 from ppl_vi.program.checks import (
     check_draw,
     check_guide_sites,
-    check_observed,
     check_plate,
     check_scaled,
 )
 from ppl_vi.program.layout import innermost, plate_frames
 from ppl_vi.program.messengers import VisitSites
+from ppl_vi.program.model_checks import check_declared, check_observed
 from ppl_vi.program.structure import Kind, Plate, Site, Structure
 from ppl_vi.program.tracing import (
     Pair,
@@ -65,6 +65,8 @@ def inspect(pair: Pair) -> Structure:
         sites = _describe(guide_sites, model_sites)
         check_guide_sites(guide_sites, model_sites)
         check_scaled(guide_sites, model_sites)
+        check_declared(model_sites, "the model")
+        check_declared(guide_sites, "the guide")
         check_observed(model_sites)
         if not any(site.kind in ("latent", "auxiliary", "marginalized") for site in sites.values()):
             raise ModelError(

@@ -14,7 +14,9 @@ from torch.distributions import biject_to
 from ppl_vi.errors import GuideError
 from ppl_vi.program.expected import Latents, expected_terms, latents_of, summed_out
 from ppl_vi.program.layout import is_real
-from ppl_vi.program.messengers import naming_site, unheard
+from ppl_vi.program.messengers import unheard
+from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
 from ppl_vi.program.tracing import (
     Pair,
     Program,
@@ -102,5 +104,6 @@ def distribution_of(
     guide: Program, site: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The distribution that a guide draws a site from, on these arguments."""
-    with naming_site("the guide", GuideError), unheard(), forked_rng(), torch.no_grad():
+    call = Call(guide, args, kwargs)
+    with naming_site("the guide", GuideError, call), unheard(), forked_rng(), torch.no_grad():
         return poutine.trace(guide).get_trace(*args, **kwargs).nodes[site]["fn"]

@@ -15,7 +15,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vi.errors import DataError, GuideError, ModelError
+from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import feasible_value, is_improper
 
 Draw = Callable[[str, Any], Tensor]
@@ -130,19 +130,6 @@ class VisitSites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         self.visit(msg["name"], msg)
-
-
-class LastSite(Messenger):
-    """Remember the last site reached, so that an error can name it, and any plate of size 0."""
-
-    name: str | None = None
-    empty_plate: str | None = None
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
-            self.name = msg["name"]
-        elif msg["fn"].size == 0:
-            self.empty_plate = msg["name"]
 
 
 class DataPlate(Messenger):
@@ -263,28 +250,3 @@ def enumerated(model: Callable[..., Any], names: Collection[str]) -> Callable[..
             return model(*args, **kwargs)
 
     return marked
-
-
-@contextmanager
-def naming_site(what: str, error: type[ValueError]) -> Iterator[None]:
-    """Turn any exception of a user's program into ``error``, naming the last site it reached."""
-    last = LastSite()
-    try:
-        with last:
-            yield
-    except ZeroDivisionError as cause:  # Pyro's word for it
-        if last.empty_plate is None:
-            raise
-        raise error(
-            f"plate '{last.empty_plate}' of {what} has size 0. Leave the plate and its sites out where "
-            f"they have no elements, or correct the data that its size comes from."
-        ) from cause
-    except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as cause:
-        message = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-        if isinstance(cause, ModelError | GuideError | DataError):
-            raise type(cause)(message) from cause.__cause__  # Pyro adds a table of shapes to it
-        where = f"at or after site '{last.name}'" if last.name else "before its first site"
-        found = f"{type(cause).__name__}: {message}".rstrip(".: ")
-        raise error(
-            f"{what} could not run ({where}): {found}. Correct it, or the data that it is called with."
-        ) from cause

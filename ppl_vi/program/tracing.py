@@ -21,8 +21,9 @@ from ppl_vi.program.messengers import (
     KeepFrozen,
     MarkEnumerated,
     ReuseValues,
-    naming_site,
 )
+from ppl_vi.program.naming import naming_site
+from ppl_vi.program.scene import Call
 
 Program = Callable[..., Any]
 """A Pyro model or guide."""
@@ -54,7 +55,8 @@ def trace_guide(
 
     ``rows`` are row numbers to reuse in subsampled plates, by plate.
     """
-    with naming_site("the guide", GuideError), KeepFrozen(), DrawSites(draw):
+    call = Call(pair.guide, pair.args, pair.kwargs)
+    with naming_site("the guide", GuideError, call), KeepFrozen(), DrawSites(draw):
         with ReuseValues(rows or {}), _particles(num_particles, nesting):
             return poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
 
@@ -69,7 +71,8 @@ def trace_model(
     """Trace the model on the guide's ``values``, with the sites ``marginalized`` enumerated."""
     # One dimension left of the plates stays free for the particles.
     enumeration = Enumeration(-nesting - 2) if marginalized else nullcontext()
-    with naming_site("the model", ModelError), KeepFrozen(), FeasibleValues(), enumeration:
+    call = Call(pair.model, pair.args, pair.kwargs, marginalized)
+    with naming_site("the model", ModelError, call), KeepFrozen(), FeasibleValues(), enumeration:
         with MarkEnumerated(marginalized), _particles(num_particles, nesting), ReuseValues(values):
             return poutine.trace(pair.model).get_trace(*pair.args, **pair.kwargs)
 

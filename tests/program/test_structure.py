@@ -478,7 +478,7 @@ def test_a_failing_model_names_the_last_site():
         return z @ torch.ones(3)
 
     with pytest.raises(
-        ModelError, match=r"model could not run .at or after site 'z'.: RuntimeError"
+        ModelError, match=r"model could not run .at or after site 'z', .*line \d+ .*: RuntimeError"
     ):
         structure_of(model, prior(NORMAL))
 

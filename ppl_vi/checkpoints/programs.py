@@ -49,8 +49,8 @@ def _modules(job: Job) -> list[torch.nn.Module | None]:
     A guide that is fitted by sweeps says itself what it is made of.
     """
     owners = [getattr(program, "__self__", program) for program in (job.model, job.guide)]
-    told = [isinstance(owner, torch.nn.Module) and not is_swept(owner) for owner in owners]
-    return [owner if own else None for owner, own in zip(owners, told, strict=True)]
+    modules = [owner if isinstance(owner, torch.nn.Module) else None for owner in owners]
+    return [None if is_swept(module) else module for module in modules]
 
 
 def _buffers(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from ppl_vi.arguments import as_arguments
 from ppl_vi.compilation import Execution
 from ppl_vi.diagnostics import inference_data, posterior_table
 from ppl_vi.diagnostics.latent_report import collapsed, latent_report
+from ppl_vi.diagnostics.reweighting import ReweightedDraws, reweighted
+from ppl_vi.diagnostics.trust import Trust
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
@@ -47,7 +49,7 @@ _ELEMENTS_AT_ONCE = 5_000_000
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult(Questions):
+class FitResult(Trust, Questions):
     """A fitted posterior.
 
     Attributes:
@@ -106,7 +108,7 @@ class FitResult(Questions):
             f"stop_reason={str(self.stop_reason)!r}{remarks})"
         )
 
-    def sample(self, num_samples: int = _DRAWS) -> Draws:
+    def sample(self, num_samples: int = _DRAWS, reweight: bool = False) -> Draws:
         """Draw from the posterior: every latent, summed-out discrete and deterministic sites too.
 
         Discrete latents that were summed out are drawn from their exact conditional given the other
@@ -114,6 +116,10 @@ class FitResult(Questions):
 
         Args:
             num_samples: how many independent draws.
+            reweight: resample 10,000 draws of the guide by their Pareto-smoothed importance weights,
+                which corrects the guide where k-hat is below 0.7 (and warns where not). Several are
+                then the same: ``num_distinct`` of the dict says how many different ones there are,
+                ``khat`` how good the weights.
 
         Returns:
             ``[num_samples, *plates, *event]`` by site.
@@ -132,7 +138,7 @@ class FitResult(Questions):
             >>> result.sample(5)["rate"].shape
             torch.Size([5])
         """
-        with self._posterior(num_samples) as posterior:
+        with self._posterior(num_samples, reweight) as posterior:
             return self._presented(posterior)
 
     def predict(self, *args: Any, num_samples: int = _DRAWS, **kwargs: Any) -> Draws:
@@ -201,7 +207,7 @@ class FitResult(Questions):
             }
         return inference_data(groups, structure)
 
-    def summary(self, num_samples: int = _DRAWS) -> pd.DataFrame:
+    def summary(self, num_samples: int = _DRAWS, reweight: bool = False) -> pd.DataFrame:
         """A table of posterior means, standard deviations and 94 % intervals, by ArviZ.
 
         Discrete latents are left out: the mean of a label means nothing. There is no r-hat and no
@@ -209,8 +215,9 @@ class FitResult(Questions):
 
         Args:
             num_samples: how many draws; the means are noisy by sd / sqrt(num_samples).
+            reweight: of draws that importance weights correct, as in ``sample``.
         """
-        with self._posterior(num_samples) as posterior:
+        with self._posterior(num_samples, reweight) as posterior:
             structure = posterior.structure
             draws = self._presented(posterior)
         continuous = {n: v for n, v in draws.items() if v.is_floating_point()}
@@ -247,7 +254,7 @@ class FitResult(Questions):
         return table
 
     @contextmanager
-    def _posterior(self, num_samples: int) -> Iterator[_Posterior]:
+    def _posterior(self, num_samples: int, reweight: bool = False) -> Iterator[_Posterior]:
         """Draws of all latents on the whole data set, inside the fitted parameters."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
@@ -256,6 +263,9 @@ class FitResult(Questions):
         with self.fitted.applied():
             structure = structure_of(pair)
             with threads_for(structure, pair):
+                if reweight:
+                    yield _Posterior(structure, pair, reweighted(self.job, num_samples))
+                    return
                 elements = max(1, sum(site.shape.numel() for site in structure.sites.values()))
                 at_once = max(1, min(num_samples, _ELEMENTS_AT_ONCE // elements))
                 counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]
@@ -266,7 +276,9 @@ class FitResult(Questions):
         """Draws as a person wants them: no auxiliary sites, no singletons, components in order."""
         plain = _plain(posterior)
         relabel = getattr(self.job.model, "relabel", None)
-        return plain if relabel is None else relabel(plain)
+        plain = plain if relabel is None else relabel(plain)
+        of = posterior.draws
+        return of.like(plain) if isinstance(of, ReweightedDraws) else plain
 
     def _draws_of(self, sites: Sequence[str], num_samples: int) -> Draws:
         with self._posterior(num_samples) as posterior:

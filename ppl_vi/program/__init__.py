@@ -66,6 +66,7 @@ from ppl_vi.program.posterior import (
     predictive_draws,
     squeezed,
     squeezed_shape,
+    with_marginalized,
 )
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.structure import Plate, Site, Structure
@@ -141,4 +142,5 @@ __all__ = [
     "valued",
     "weighted_sum",
     "with_closed_forms",
+    "with_marginalized",
 ]

@@ -111,6 +111,11 @@ class KHat(float):
         return self < usable(self.num_draws)
 
     @property
+    def close_in_bulk(self) -> bool:
+        """Whether the weights say as much as half of the draws: what k-hat finds is in the tails."""
+        return self.effective_draws > self.num_draws / 2
+
+    @property
     def words(self) -> str:
         """What it means, and what to try where it is too large."""
         if self == -math.inf and self.effective_draws > (1 - _EQUAL) * self.num_draws:
@@ -123,7 +128,7 @@ class KHat(float):
             return "fine: the guide is close to the posterior"
         if self.usable:
             return "fine: the guide is off, but near enough for weighted draws to correct it"
-        if self.effective_draws > self.num_draws / 2:
+        if self.close_in_bulk:
             return (
                 f"the guide is close in the bulk, but its tails are too light for weighted draws to "
                 f"correct them{self._rows}"

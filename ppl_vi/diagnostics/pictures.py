@@ -35,10 +35,18 @@ def elbo_curve(losses: Tensor, elbo: float) -> Figure:
     Example:
         >>> figure = elbo_curve(-torch.arange(100.0), elbo=99.0)
     """
+    figure, axes = _figure(("step", "ELBO (nats)"), height=4.2)
+    draw_elbo(axes, losses, elbo)
+    return figure
+
+
+def draw_elbo(axes: Axes, losses: Tensor, elbo: float) -> None:
+    """The curve of ``elbo_curve`` on some axes."""
     values = -_array(losses).astype(float)
     steps = _steps(values)[np.isfinite(values)]
     values = values[np.isfinite(values)]
-    figure, axes = _figure(("step", "ELBO (nats)"), height=4.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("ELBO (nats)")
     axes.plot(steps, values, color=COLORS[5], alpha=0.45, linewidth=0.5, label="each step")
     axes.plot(steps, _running_mean(values), color=COLORS[0], linewidth=1.8, label="running mean")
     axes.axhline(elbo, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label=_final(elbo))
@@ -50,7 +58,6 @@ def elbo_curve(losses: Tensor, elbo: float) -> Figure:
     legend = axes.legend(frameon=False, loc="lower right")
     for handle in legend.get_lines():
         handle.set(linewidth=1.8, alpha=1.0)
-    return figure
 
 
 def mixture_picture(
@@ -123,10 +130,15 @@ def _figure(labels: Sequence[str], height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
+    style(axes)
+    return figure, axes
+
+
+def style(axes: Axes) -> None:
+    """Axes without a frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(_INK)
     axes.tick_params(color=_INK)
-    return figure, axes
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from ppl_vi.diagnostics.diagnosis import Diagnosis, diagnose
 from ppl_vi.diagnostics.guide_weights import guide_khat
 from ppl_vi.diagnostics.leave_one_out import leave_one_out
 from ppl_vi.diagnostics.pareto import KHat
 from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
+
+if TYPE_CHECKING:
+    from ppl_vi.result import FitResult
 
 _DRAWS = 10_000
 _DRAWS_TO_LEAVE_OUT = 4_000
@@ -113,3 +119,76 @@ class Trust(ABC):
         """
         with self.fitted.applied():
             return leave_one_out(self.job, site, num_draws)
+
+    def diagnose(
+        self,
+        num_draws: int = _DRAWS,
+        *,
+        simulations: int = 0,
+        nuts_draws: int = 0,
+        fit_options: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> Diagnosis:
+        """Is this fit any good: all that can be found out about it, as a short text and a picture.
+
+        K-hat and the effective sample size of the guide's weights, whether the fit had converged, the
+        signal in 100 gradients of the ELBO at its end, the KL of each site from its prior, and parts
+        that are empty, collapsed or alike. What a guide does not have is left out, with the reason.
+
+        Args:
+            num_draws: for k-hat.
+            simulations: data sets from the prior for ``calibrate``, each of them fitted with as many
+                steps as here; 0 for none, 300 find a shift of half a standard deviation.
+            nuts_draws: of a run of NUTS on all rows, to compare means and widths; 0 for none. A few
+                hundred will do where the posterior has one mode.
+            fit_options: for the fits of the simulated data sets.
+            progress: show progress bars of what was asked for.
+
+        Returns:
+            A report: ``str()`` is a text, ``verdict`` one sentence, ``doubts`` what speaks against the
+            fit, ``plot()`` a figure.
+
+        Raises:
+            ValueError: a count is out of range.
+            ModelError: the model cannot be simulated.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from ppl_vi import fit
+            >>> def model(x):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+            >>> x = torch.linspace(-1.0, 1.0, 20)
+            >>> result = fit(model, data=x, steps=2_000, seed=0, progress=False)
+            >>> report = result.diagnose(progress=False)
+            >>> report.khat.usable, list(report.signal.index)
+            (True, ['AutoNormal.locs.mean', 'AutoNormal.scales.mean'])
+        """
+        result = cast("FitResult", self)
+        return diagnose(result, num_draws, simulations, nuts_draws, fit_options or {}, progress)
+
+    def report(self, path: str | Path, **options: Any) -> Diagnosis:
+        """Write a page about this fit: the diagnosis with its pictures, the summary, the settings.
+
+        One HTML file without scripts and links, pictures in it, readable on a phone.
+
+        Args:
+            path: of the file.
+            **options: of ``diagnose``.
+
+        Returns:
+            The diagnosis.
+
+        Raises:
+            ValueError, ModelError: as ``diagnose`` does.
+
+        Example:
+            >>> result.report("report.html")  # doctest: +SKIP
+        """
+        from ppl_vi.diagnostics.page import write_page  # pictures take a second to import
+
+        result = cast("FitResult", self)
+        diagnosis = result.diagnose(**options)
+        write_page(Path(path), result, diagnosis)
+        return diagnosis

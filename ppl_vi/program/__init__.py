@@ -69,6 +69,7 @@ from ppl_vi.program.posterior import (
     with_marginalized,
 )
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
+from ppl_vi.program.simulation import Simulation, simulate
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
 
@@ -89,6 +90,7 @@ __all__ = [
     "Pair",
     "Plate",
     "Run",
+    "Simulation",
     "Site",
     "StartingValues",
     "Structure",
@@ -134,6 +136,7 @@ __all__ = [
     "run_guide",
     "run_inside",
     "run_model",
+    "simulate",
     "squeezed",
     "squeezed_shape",
     "summed_out",

@@ -47,8 +47,8 @@ def smoothed(log_w: Tensor, rounding: float = 0.0) -> tuple[Tensor, Tensor]:
         return log_w - log_w.logsumexp(0), torch.full(log_w.shape[1:], math.nan).double()
     lengths = log_w.reshape(len(log_w), -1).numpy().T
     weights, k = _psislw(lengths)
-    tail = math.ceil(min(len(log_w) / 5, 3 * len(log_w) ** 0.5))
-    cutoff = np.partition(lengths, -tail - 1, axis=1)[:, -tail - 1]
+    first = -tail_length(len(log_w)) - 1
+    cutoff = np.partition(lengths, first, axis=1)[:, first]
     equal = (cutoff >= 0) | (-lengths.min(1) <= rounding)
     k = np.where(equal, -math.inf, k)
     weights = np.where(equal[:, None], lengths, weights)
@@ -60,7 +60,8 @@ def _psislw(log_w: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarr
     """``[sets, S]`` smoothed log-weights and ``[sets]`` k-hats, by either generation of ArviZ."""
     import arviz as az  # it takes seconds, and not every fit needs it
 
-    with np.errstate(over="ignore"):  # of shapes that the fit then gives no weight
+    # Shapes may overflow that then get no weight, and equal weights have no shape.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if hasattr(az, "psislw"):
             weights, k = az.psislw(log_w)
         else:
@@ -68,6 +69,22 @@ def _psislw(log_w: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarr
 
             weights, k = array_stats.psislw(log_w, r_eff=1, axis=-1)
     return np.asarray(weights), np.asarray(k)
+
+
+def tail_length(num_draws: int) -> int:
+    """How many of so many weights are their tail: min(S / 5, 3 √S)."""
+    return math.ceil(min(num_draws / 5, 3 * num_draws**0.5))
+
+
+def khat_of_tail(largest: Tensor, num_draws: int) -> float:
+    """K-hat from the largest log-weights alone, one more than ``tail_length``; NaN of too few draws.
+
+    Args:
+        largest: ``[tail + 1]``.
+        num_draws: how many weights there are in all; the others may be anything that is less.
+    """
+    others = largest.new_full((num_draws - len(largest),), -math.inf)
+    return smoothed(torch.cat([largest, others]))[1].item()
 
 
 def usable(num_draws: int) -> float:

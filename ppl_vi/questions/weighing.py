@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.diagnostics.pareto import tail_length
 from ppl_vi.errors import GuideError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.preparation import check_whole, dependencies_of, structure_of
@@ -121,7 +122,8 @@ class Weighing:
         self, structure: Structure, plate: str | None, shared: Sequence[str], draws: int, inner: int
     ) -> Means:
         """A mean over draws of what rows share."""
-        whole, rows, only_rows = MeanWeight(), dict[int, MeanWeight](), True
+        whole, rows = MeanWeight(tail=tail_length(draws) + 1), dict[int, MeanWeight]()
+        only_rows = True
         for count in chunks(draws, max(1, at_once(structure) // inner)):
             values = self._draw_shared(shared, count)
             log_w = torch.zeros(())

@@ -138,9 +138,14 @@ def test_a_mean_field_guide_of_eight_schools():
             theta = pyro.sample("theta", dist.Normal(mu, tau))
             pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
-    result = fit(model, "normal", (y, sigma), steps=2_000, seed=0, progress=False)
-    pyro.set_rng_seed(0)
-    assert result.khat(DRAWS) > 0.7
+    def guide(y, sigma):  # where a fit of 3,000 steps ends
+        pyro.sample("mu", dist.Normal(4.3, 1.9))
+        pyro.sample("tau", dist.LogNormal(1.8, 0.2))
+        loc = torch.tensor([7.3, 5.1, 3.5, 4.8, 2.7, 3.6, 7.6, 5.0])
+        with pyro.plate("schools", 8):
+            pyro.sample("theta", dist.Normal(loc, 5.1))
+
+    assert fixed(model, guide, (y, sigma)).khat(DRAWS) > 0.7
 
 
 @pytest.mark.parametrize("shift", [0.3, 1.5])
@@ -172,15 +177,15 @@ def test_sets_of_weights_side_by_side():
         smoothed(torch.tensor([0.0, math.nan]))
 
 
-def test_discrete_latents_are_summed_out():
+@pytest.mark.parametrize("guide", ["cavi", pytest.param("normal", marks=pytest.mark.slow)])
+def test_discrete_latents_are_summed_out(guide):
     data = torch.cat([torch.randn(20, 2) - 4, torch.randn(20, 2) + 4])
     model = BayesianGMM(2, sigma=1.0, tau=5.0, pi="dirichlet")
-    for guide in ("normal", "cavi"):
-        result = fit(model, guide, data, steps=300, seed=0, progress=False)
-        assert result.khat(1_000) < 0.7
-        draws = result.sample(50, reweight=True)
-        assert draws["z"].shape == (50, 40) and draws["mu"].shape == (50, 2, 2)
-        assert torch.equal(draws["z"][:, 0], draws["z"][:, 1])  # the components are far apart
+    result = fit(model, guide, data, steps=200, compile=False, seed=0, progress=False)
+    assert result.khat(1_000) < 0.7
+    draws = result.sample(50, reweight=True)
+    assert draws["z"].shape == (50, 40) and draws["mu"].shape == (50, 2, 2)
+    assert torch.equal(draws["z"][:, 0], draws["z"][:, 1])  # the components are far apart
 
 
 @pytest.mark.parametrize("batch_size", [None, 50])
@@ -273,14 +278,14 @@ def test_loo_of_a_known_mean_is_exact():
 
 
 def test_loo_corrects_the_guide_and_compares():
-    x, y = regression_data()
-    result = fit(regression, "normal", (x, y), steps=1_000, seed=0, progress=False)
+    x = torch.randn(30)
+    result = fixed(one_mean, exact(x, shift=1.0), x)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")  # ArviZ sorts in a way that pandas 3.1 gives up
         elpd, plain = result.loo(), az.loo(result.to_arviz(), pointwise=True)
         ranked = az.compare({"corrected": elpd, "plain": plain})
     assert set(ranked.index) == {"corrected", "plain"} and "elpd_loo" in str(elpd)
-    assert abs(elpd["elpd_loo"] - plain["elpd_loo"]) < elpd["se"]
+    assert elpd["elpd_loo"] > plain["elpd_loo"]  # the guide's draws are off
 
 
 @pytest.mark.slow

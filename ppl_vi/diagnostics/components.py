@@ -80,7 +80,7 @@ def _alike(
     apart = torch.zeros(size, size, dtype=torch.float64)
     for name in own:
         place = 1 + sites[name].plates.index(plates[0])
-        values = draws[name].double().movedim(place, 1).flatten(2)
+        values = draws[name].double().movedim(place, 1).reshape(_DRAWS, size, -1)
         means, variances = values.mean(0), values.var(0)
         spread = (variances[:, None] + variances[None]).sqrt().clamp(min=1e-300)
         apart = torch.maximum(apart, ((means[:, None] - means[None]).abs() / spread).amax(2).cpu())

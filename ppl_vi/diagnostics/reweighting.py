@@ -56,7 +56,7 @@ def reweighted(job: Job, num_samples: int) -> ReweightedDraws:
         FloatingPointError: as ``smoothed`` does.
 
     Warns:
-        UserWarning: k-hat is above what these draws can correct.
+        UserWarning: k-hat is above what these draws can correct, and the weights are uneven.
 
     Source: Smith and Gelfand (1992); Vehtari et al. (2024) for the weights.
     """
@@ -135,7 +135,7 @@ def _take(
 
 
 def _warn(draws: ReweightedDraws) -> None:
-    if not draws.khat.usable:
+    if not draws.khat.usable and not draws.khat.close_in_bulk:
         warnings.warn(
             f"reweight: these are {draws.num_distinct} different ones of the guide's "
             f"{draws.num_proposals} draws, and their k-hat is {draws.khat}.",

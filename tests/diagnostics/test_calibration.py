@@ -60,7 +60,9 @@ def test_more_seeds(seed):
     assert not checked(guide_of(shift=-0.5), seed, 300).passed
     wide = checked(guide_of(ratio=2**0.5), seed, 300)
     assert not wide.passed and "too wide" in wide.words
-    assert checked(guide_of(), seed, 300).table[["p_symmetry", "p_uniformity"]].min(axis=None) > 1e-4
+    assert (
+        checked(guide_of(), seed, 300).table[["p_symmetry", "p_uniformity"]].min(axis=None) > 1e-4
+    )
 
 
 def test_levels_are_what_they_are_said_to_be():
@@ -96,7 +98,9 @@ def test_vectors_plates_and_sites_that_are_no_argument():
         "level": (20, 3),
     }
     assert len(found.table) == 6 and found.table.index[0] == ("weights", "0")
-    with pytest.raises(ModelError, match="site 'y': what it observes is none of the model's arguments"):
+    with pytest.raises(
+        ModelError, match="site 'y': what it observes is none of the model's arguments"
+    ):
         calibrate(several, lambda x, y: None, (x, y), **quick)
 
 

@@ -160,7 +160,9 @@ def test_it_is_arvizs_on_the_same_weights(shift):
         (drawn,) = singles(weighing, DRAWS)
         z = drawn.values["mean"]
         model = dist.Normal(0.5, 2.0).log_prob(z) + dist.Normal(z[:, None], 1.5).log_prob(x).sum(1)
-        guide = pyro.poutine.trace(exact(x, shift, 0.8)).get_trace(x).nodes["mean"]["fn"].log_prob(z)
+        guide = (
+            pyro.poutine.trace(exact(x, shift, 0.8)).get_trace(x).nodes["mean"]["fn"].log_prob(z)
+        )
     torch.testing.assert_close(drawn.log_w, model - guide)
     weights, k = az.psislw((model - guide).numpy())
     assert float(khat) == pytest.approx(float(k), abs=1e-9)
@@ -182,7 +184,7 @@ def test_discrete_latents_are_summed_out(guide):
     data = torch.cat([torch.randn(20, 2) - 4, torch.randn(20, 2) + 4])
     model = BayesianGMM(2, sigma=1.0, tau=5.0, pi="dirichlet")
     result = fit(model, guide, data, steps=200, compile=False, seed=0, progress=False)
-    assert result.khat(1_000) < 0.7
+    assert result.khat(1_000).effective_draws > 800
     draws = result.sample(50, reweight=True)
     assert draws["z"].shape == (50, 40) and draws["mu"].shape == (50, 2, 2)
     assert torch.equal(draws["z"][:, 0], draws["z"][:, 1])  # the components are far apart
@@ -298,7 +300,11 @@ def test_loo_is_that_of_nuts():
         elpd = fit(regression, "normal", (x, y), steps=3_000, seed=0, progress=False).loo()
         chain = MCMC(NUTS(regression), num_samples=1_000, warmup_steps=300, disable_progbar=True)
         chain.run(x, y)
-        exact_elpd = az.loo(az.from_pyro(chain))
+        drawn = chain.get_samples(group_by_chain=True)
+        noise = dist.Normal(drawn["weights"] @ x.T, drawn["noise"][..., None])
+        likelihood = {"y": noise.log_prob(y).numpy()}
+        posterior = {name: value.numpy() for name, value in drawn.items()}
+        exact_elpd = az.loo(az.from_dict(posterior=posterior, log_likelihood=likelihood))
     assert abs(elpd["elpd_loo"] - exact_elpd["elpd_loo"]) < exact_elpd["se"]
     assert elpd["p_loo"] == pytest.approx(exact_elpd["p_loo"], abs=0.5)
 

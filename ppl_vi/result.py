@@ -117,9 +117,8 @@ class FitResult(Trust, Questions):
         Args:
             num_samples: how many independent draws.
             reweight: resample 10,000 draws of the guide by their Pareto-smoothed importance weights,
-                which corrects the guide where k-hat is below 0.7 (and warns where it cannot). Several are
-                then the same: ``num_distinct`` of the dict says how many different ones there are,
-                ``khat`` how good the weights.
+                which corrects it where k-hat is below 0.7, and warn where not. Some are then the same:
+                ``num_distinct`` of the dict says how many differ, ``khat`` how good the weights are.
 
         Returns:
             ``[num_samples, *plates, *event]`` by site.

@@ -67,16 +67,13 @@ def _alike(
     structure: Structure, draws: Mapping[str, Tensor], size: int, full: list[int]
 ) -> list[str]:
     """Pairs of components that no latent tells apart."""
-    plates = [p.name for p in structure.plates.values() if p.size == p.full_size == size]
     sites = structure.sites
-    latents = structure.of_kind("latent")
-    own = [
-        n
-        for n in latents
-        if sites[n].dtype.is_floating_point and set(plates) & set(sites[n].plates)
-    ]
-    if len(plates) != 1 or not own:
+    continuous = [n for n in structure.of_kind("latent") if sites[n].dtype.is_floating_point]
+    around = {plate: structure.plates[plate] for n in continuous for plate in sites[n].plates}
+    plates = [p.name for p in around.values() if p.size == p.full_size == size]
+    if len(plates) != 1:
         return []  # which plate is over the components is in doubt
+    own = [name for name in continuous if plates[0] in sites[name].plates]
     apart = torch.zeros(size, size, dtype=torch.float64)
     for name in own:
         place = 1 + sites[name].plates.index(plates[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -112,8 +113,7 @@ def _as_arviz(fields: dict[str, Any]) -> Any:
     try:
         from arviz.stats.stats_utils import ELPDData
     except ImportError:  # ArviZ 1.x
-        from arviz_stats import utils
-
+        utils = importlib.import_module("arviz_stats.utils")
         kind = getattr(utils, "ELPDDataLOO", utils.ELPDData)
         return kind(kind="loo", approx_posterior=True, **fields)
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}

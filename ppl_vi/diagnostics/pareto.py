@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -65,15 +66,14 @@ def _psislw(log_w: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarr
         if hasattr(az, "psislw"):
             weights, k = az.psislw(log_w)
         else:
-            from arviz_stats.base import array_stats
-
-            weights, k = array_stats.psislw(log_w, r_eff=1, axis=-1)
+            one = importlib.import_module("arviz_stats.base").array_stats
+            weights, k = one.psislw(log_w, r_eff=1, axis=-1)
     return np.asarray(weights), np.asarray(k)
 
 
 def tail_length(num_draws: int) -> int:
     """How many of so many weights are their tail: min(S / 5, 3 √S)."""
-    return math.ceil(min(num_draws / 5, 3 * num_draws**0.5))
+    return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
 def khat_of_tail(largest: Tensor, num_draws: int) -> float:

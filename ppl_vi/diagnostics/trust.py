@@ -162,8 +162,8 @@ class Trust(ABC):
             >>> x = torch.linspace(-1.0, 1.0, 20)
             >>> result = fit(model, data=x, steps=2_000, seed=0, progress=False)
             >>> report = result.diagnose(progress=False)
-            >>> report.khat.usable, list(report.signal.index)
-            (True, ['AutoNormal.locs.mean', 'AutoNormal.scales.mean'])
+            >>> report.khat.usable, report.doubts
+            (True, ())
         """
         result = cast("FitResult", self)
         return diagnose(result, num_draws, simulations, nuts_draws, fit_options or {}, progress)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 _GRADIENTS, _DRAWS_OF_KL = 100, 32
+_FALSE_ALARMS = 0.01
+"""Of all comparisons with NUTS together, from Monte Carlo noise alone."""
 _FAR, _WIDE = 0.3, 1.25
 """Shift in standard deviations and ratio of these from which a guide is said to differ from NUTS."""
 
@@ -175,7 +177,8 @@ def diagnose(
         if nuts_draws:
             nuts = found("NUTS", lambda: compare_with_nuts(job, nuts_draws, progress))
     collapses = () if kl is None else collapsed(kl)
-    remarks = tuple(dict.fromkeys((*result.remarks, *collapses, *components)))
+    lines = (*result.remarks, *collapses, *components)
+    remarks = tuple({line.split(" (")[0]: line for line in lines}.values())  # figures may differ
     words, converged = _convergence(result)
     return Diagnosis(
         khat,
@@ -205,9 +208,11 @@ def _off_nuts(table: pd.DataFrame | None) -> str:
     """Where the guide is far from NUTS, beyond its noise; empty where nowhere."""
     if table is None or not len(table):
         return ""
-    shift = (table["shift"].abs() - 3 * table["error"]).clip(lower=0)
-    ratio = table["width"].where(table["width"] > 1, 1 / table["width"])
-    ratio = ratio / (1 + 3 * table["error"])
+    from scipy.stats import norm  # heavy, and not every fit needs it
+
+    errors = norm.isf(_FALSE_ALARMS / 2 / len(table)) * table["error"]
+    shift = (table["shift"].abs() - errors).clip(lower=0)
+    ratio = table["width"].where(table["width"] > 1, 1 / table["width"]) / (1 + errors)
     off = (shift > _FAR) | (ratio > _WIDE)
     if not off.any():
         return ""

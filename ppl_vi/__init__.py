@@ -18,6 +18,8 @@ from ppl_vi.diagnostics import (
     plot_gradient_variance,
     recommend_estimators,
 )
+from ppl_vi.diagnostics.calibration import Calibration, calibrate
+from ppl_vi.diagnostics.pareto import KHat
 from ppl_vi.errors import CompileError, DataError, GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.estimators import (
@@ -56,6 +58,7 @@ from ppl_vi.training import Progress
 __all__ = [
     "ELBO",
     "Baseline",
+    "Calibration",
     "CompileError",
     "ControlVariate",
     "Convergence",
@@ -72,6 +75,7 @@ __all__ = [
     "GuideStart",
     "ImportanceSampled",
     "ImportanceWeightedELBO",
+    "KHat",
     "LeaveOneOut",
     "LogEvidence",
     "Marginal",
@@ -89,6 +93,7 @@ __all__ = [
     "ScoreFunction",
     "ScoreFunctionELBO",
     "StopReason",
+    "calibrate",
     "fit",
     "gradient_variance",
     "plot_gradient_variance",

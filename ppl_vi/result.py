@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_vi.compilation import Execution
 from ppl_vi.diagnostics.latent_report import collapsed, latent_report
+from ppl_vi.diagnostics.trust import Trust
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job
@@ -36,7 +37,7 @@ Draws = dict[str, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult(PosteriorDraws, Questions, Saved):
+class FitResult(PosteriorDraws, Trust, Questions, Saved):
     """A fitted posterior.
 
     Attributes:

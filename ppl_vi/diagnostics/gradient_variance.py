@@ -146,7 +146,7 @@ def measured(
     total = num_draws * (len(compared) + lone * _LONG_RUN)
     for name, each in compared.items():
         at.draw(name, each)  # plans are made and baselines start here, not in what is timed
-    moments = {name: _Moments(at.precision) for name in compared}
+    moments = {name: Moments(at.precision) for name in compared}
     with tqdm(total=total, disable=not progress, unit="gradient") as bar:
         for _ in range(num_draws):
             for name, each in compared.items():
@@ -155,7 +155,7 @@ def measured(
         references = {name: [m for o, m in moments.items() if o != name] for name in compared}
         if lone:
             ((name, each),) = compared.items()
-            references[name] = [_Moments(at.precision)]
+            references[name] = [Moments(at.precision)]
             for _ in range(num_draws * _LONG_RUN):
                 references[name][0].add(at.draw(name, each))
                 bar.update()
@@ -172,7 +172,7 @@ def measured(
     return table
 
 
-class _Moments:
+class Moments:
     """Means and variances of gradients as they come, each component's by itself (Welford 1962)."""
 
     def __init__(self, precision: Tensor) -> None:
@@ -208,7 +208,7 @@ class _Moments:
 
 
 def _row(
-    own: _Moments, others: list[_Moments], exact: Tensor | None, where: slice
+    own: Moments, others: list[Moments], exact: Tensor | None, where: slice
 ) -> dict[str, float]:
     """What the table says of one estimator and the parameter in these components."""
     if exact is None:
@@ -229,7 +229,7 @@ def _row(
     }
 
 
-def _pooled(moments: list[_Moments], where: slice) -> tuple[Tensor, Tensor]:
+def _pooled(moments: list[Moments], where: slice) -> tuple[Tensor, Tensor]:
     """The mean of several estimators, weighted by their precision, and its squared error.
 
     One weight for all components of the parameter: a weight that follows a component's own noise

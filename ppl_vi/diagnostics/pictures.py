@@ -143,6 +143,11 @@ def dress(axes: Axes, labels: Sequence[str]) -> None:
     """Label axes and take their frame away."""
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
+    style(axes)
+
+
+def style(axes: Axes) -> None:
+    """Axes without a frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(_INK)
     axes.tick_params(color=_INK)

@@ -74,10 +74,12 @@ from ppl_vi.program.posterior import (
     pointwise_log_likelihood,
     predictive_draws,
     prior_draws,
+    with_marginalized,
 )
 from ppl_vi.program.reviewing import review
 from ppl_vi.program.run import Batched, Factor, Latent, Run, run, run_guide, run_model
 from ppl_vi.program.scene import Call
+from ppl_vi.program.simulation import Simulation, simulate
 from ppl_vi.program.structure import Plate, Site, Structure
 from ppl_vi.program.tracing import Pair, draw_plainly
 
@@ -99,6 +101,7 @@ __all__ = [
     "Pair",
     "Plate",
     "Run",
+    "Simulation",
     "Site",
     "StartingValues",
     "Structure",
@@ -150,6 +153,7 @@ __all__ = [
     "run_guide",
     "run_inside",
     "run_model",
+    "simulate",
     "squeezed",
     "squeezed_shape",
     "state_probabilities",
@@ -159,4 +163,5 @@ __all__ = [
     "valued",
     "weighted_sum",
     "with_closed_forms",
+    "with_marginalized",
 ]

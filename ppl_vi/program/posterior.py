@@ -29,9 +29,17 @@ def draw_latents(
     """Draw all latents: from the guide, and those it leaves out from their exact conditional."""
     with torch.no_grad(), pyro.validation_enabled(False):
         values = run_guide(structure, pair, draw, num_draws).values
-        if structure.marginalized:
-            values = {**values, **draw_marginalized(structure, pair, values, num_draws)}
-    return values
+    return with_marginalized(structure, pair, values, num_draws)
+
+
+def with_marginalized(
+    structure: Structure, pair: Pair, values: Mapping[str, Tensor], num_draws: int
+) -> Draws:
+    """Draws of the guide, and those that it leaves out drawn from their exact conditional."""
+    if not structure.marginalized:
+        return dict(values)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        return {**values, **draw_marginalized(structure, pair, values, num_draws)}
 
 
 def completed(structure: Structure) -> Structure:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import structure_of, subsampled_plate
 from ppl_vi.program import (
-    HoldParameters,
     Pair,
     Structure,
     draw_latents,
@@ -32,6 +29,7 @@ from ppl_vi.program import (
 from ppl_vi.questions.checks import check_names, check_value
 from ppl_vi.questions.gaussians import find_gaussian
 from ppl_vi.questions.gaussians_as_guides import FoundGaussianGuide
+from ppl_vi.questions.holding import LearnedModel, frozen
 from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import takes_start
@@ -74,7 +72,7 @@ def condition(
     from ppl_vi.fitting import fit  # the result of a fit asks this
 
     settings = {"progress": False, "data_plate": min(job.data_plates, default=None), **options}
-    with _frozen(model.modules):
+    with frozen(model.modules):
         chosen = _family(job, model, structure, values) if guide is None else guide
         result = fit(model, chosen, job.source, **settings)
     return replace(result, fitted=result.fitted.including(model.modules))
@@ -122,24 +120,14 @@ def _checked(job: Job, structure: Structure, pair: Pair, observed: Mapping[str, 
     return values
 
 
-class _Conditioned:
-    """The model with values observed and its learned parameters held where they are.
+class _Conditioned(LearnedModel):
+    """The model with values observed.
 
     It tells a new fit draws of the old one, each near a mode perhaps: searches begin there.
     """
 
     def __init__(self, job: Job, structure: Structure, pair: Pair, values: Values) -> None:
-        self._program = pyro.condition(job.model, data=dict(values))
-        with torch.enable_grad(), forked_rng(seed=0):
-            names = latents_of(pair, draw_plainly).parameters
-        store = pyro.get_param_store()
-        live = dict(store.named_parameters())
-        self.modules = [p for n in names if isinstance(p := live[n], torch.nn.Parameter)]
-        self._parameters = {
-            name: store[name].detach().clone()
-            for name in names
-            if not isinstance(live[name], torch.nn.Parameter)
-        }
+        super().__init__(pyro.condition(job.model, data=dict(values)), pair)
         left = [
             name
             for name in structure.of_kind("latent")
@@ -149,25 +137,6 @@ class _Conditioned:
         with forked_rng(seed=0):
             draws = [structure.single(draw_latents(structure, pair, 1)) for _ in range(_BEGINNINGS)]
         self.likely_values = [{name: draw[name] for name in left} for draw in draws]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with HoldParameters(self._parameters), warnings.catch_warnings():
-            # Parameters of modules are frozen in a new fit, which Pyro remarks on in each run.
-            warnings.filterwarnings("ignore", ".*was not registered in the param store")
-            return self._program(*args, **kwargs)
-
-
-@contextmanager
-def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Keep a module's own parameters out of a fit."""
-    moving = [parameter for parameter in parameters if parameter.requires_grad]
-    try:
-        for parameter in moving:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_(True)
 
 
 def _closed_form(job: Job, structure: Structure, pair: Pair, values: Values) -> Any:
@@ -223,7 +192,7 @@ def _family(job: Job, model: Any, structure: Structure, values: Values) -> Any:
     if is_swept(job.guide):
         return "cavi"
     if isinstance(job.guide, AutoGuide) and not isinstance(job.guide, (AutoGuideList, AutoDelta)):
-        again = _again(job.guide, model)
+        again = same_family(job.guide, model)
         if again is not None:
             return again
     rest = [n for n in structure.of_kind("latent") if n not in values]
@@ -231,7 +200,7 @@ def _family(job: Job, model: Any, structure: Structure, values: Values) -> Any:
     return "multivariate_normal" if size <= _MOST_TOGETHER and not job.data_plates else "normal"
 
 
-def _again(guide: AutoGuide, model: Any) -> Any:
+def same_family(guide: AutoGuide, model: Any) -> Any:
     """The guide's family for another model; None where it cannot be built.
 
     A guide of our own keeps its options as attributes of the same names; of others the class is

@@ -15,6 +15,7 @@ from ppl_vi.diagnostics import inference_data, posterior_table
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.parameters import FittedParameters
+from ppl_vi.preparation import structure_of
 from ppl_vi.program import (
     Structure,
     deterministic_values,
@@ -36,6 +37,7 @@ from ppl_vi.questions.predictions import (
     replicated,
     states_of,
 )
+from ppl_vi.sweeping import marginalized
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +57,7 @@ class PosteriorDraws(ABC):
     elbo: Estimate
     stop_reason: StopReason
 
-    def sample(self, num_samples: int = _DRAWS) -> Draws:
+    def sample(self, num_samples: int = _DRAWS, reweight: bool = False) -> Draws:
         """Draw from the posterior: every latent, summed-out discrete and deterministic sites too.
 
         Discrete latents that were summed out are drawn from their exact conditional given the other
@@ -63,6 +65,9 @@ class PosteriorDraws(ABC):
 
         Args:
             num_samples: how many independent draws.
+            reweight: resample 10,000 draws of the guide by their Pareto-smoothed importance weights,
+                which corrects it where k-hat is below 0.7, and warn where not. Some are then the same:
+                ``num_distinct`` of the dict says how many differ, ``khat`` how good the weights are.
 
         Returns:
             ``[num_samples, *plates, *event]`` by site.
@@ -81,6 +86,8 @@ class PosteriorDraws(ABC):
             >>> result.sample(5)["rate"].shape
             torch.Size([5])
         """
+        if reweight:
+            return self._reweighted(num_samples)
         return self._relabelled(self._plain_draws(num_samples))
 
     def predict(
@@ -258,7 +265,7 @@ class PosteriorDraws(ABC):
         variables["sample_stats"]["bound"] = steps(self.losses)
         return inference_data(variables, coords or {}, self._attributes())
 
-    def summary(self, num_samples: int = _DRAWS) -> pd.DataFrame:
+    def summary(self, num_samples: int = _DRAWS, reweight: bool = False) -> pd.DataFrame:
         """A table of posterior means, standard deviations and 94 % intervals, by ArviZ.
 
         Discrete latents are left out: the mean of a label means nothing (``responsibilities`` tells of
@@ -266,8 +273,9 @@ class PosteriorDraws(ABC):
 
         Args:
             num_samples: how many draws; the means are noisy by sd / sqrt(num_samples).
+            reweight: of draws that importance weights correct, as in ``sample``.
         """
-        draws = self.sample(num_samples)
+        draws = self.sample(num_samples, reweight)
         continuous = {n: v for n, v in draws.items() if v.is_floating_point()}
         with self.fitted.applied():
             structure = Posterior(self.job).structure
@@ -306,6 +314,18 @@ class PosteriorDraws(ABC):
                 num_samples, lambda drawn: {"posterior": _plain(drawn)}
             )
         return groups["posterior"]
+
+    def _reweighted(self, num_samples: int) -> Draws:
+        """Draws that importance weights correct."""
+        from ppl_vi.diagnostics.reweighting import reweighted  # it asks questions itself
+
+        _check_draws(num_samples)
+        job = marginalized(self.job)
+        pair = job.pair(job.source.whole())
+        with self.fitted.applied():
+            draws = reweighted(job, num_samples)
+            drawn = Drawn(structure_of(pair), pair, draws, num_samples, frozenset())
+            return draws.like(self._relabelled(_plain(drawn)))
 
     def _relabelled(self, draws: Draws) -> Draws:
         """Exchangeable components in the model's own order, where it has one."""

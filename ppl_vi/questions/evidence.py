@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.diagnostics.pareto import khat_of_tail, usable
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives.base import check_count
@@ -33,10 +34,14 @@ class LogEvidence(Estimate):
         pointwise: ``[rows]``, that of each row by itself; None where rows have none.
         pointwise_standard_error: ``[rows]``, likewise.
         effective_draws: (Σ w)² / Σ w², the least of all means: how many equal weights say as much.
+        khat: of the weights of all data together, as in ``result.khat()``; above 0.7 estimate and error
+            are not to be relied on. NaN of fewer than 25 weights, and where rows have weights of their
+            own.
     """
 
     quantity: str
     effective_draws: float
+    khat: float
     pointwise: Tensor | None
     pointwise_standard_error: Tensor | None
 
@@ -48,6 +53,7 @@ class LogEvidence(Estimate):
         evidence = cls(value, math.sqrt(variance))
         evidence.quantity = quantity
         evidence.effective_draws = min(mean.effective.min().item() for mean in means.whole)
+        evidence.khat = _khat(means)
         evidence.pointwise = _joined([mean.log_mean for mean in means.rows])
         evidence.pointwise_standard_error = _joined([mean.standard_error for mean in means.rows])
         return evidence
@@ -80,14 +86,36 @@ def log_evidence(job: Job, num_particles: int, data: Any) -> LogEvidence:
         weighing, quantity = weighing_of_new(job, data)
     means = weighing.means(num_particles)
     evidence = LogEvidence.of(means, quantity)
-    _warn_of_uneven(means, num_particles, quantity)
+    if not _warn_of_uneven(means, num_particles, quantity):
+        _warn_of_tail(evidence, num_particles)
     return evidence
 
 
-def _warn_of_uneven(means: Means, num_particles: int, quantity: str) -> None:
+def _khat(means: Means) -> float:
+    (first, *others) = means.whole
+    if others or first.largest is None or not first.largest.isfinite().any():
+        return math.nan
+    return khat_of_tail(first.largest, first.count)
+
+
+def _warn_of_tail(evidence: LogEvidence, num_particles: int) -> None:
+    """Where weights are uneven, but not so few; k-hat of nearly equal ones harms nothing."""
+    uneven = evidence.effective_draws < num_particles / 2
+    if uneven and evidence.khat >= usable(num_particles):
+        warnings.warn(
+            f"log_evidence: the weights have a heavy tail (k-hat {evidence.khat:.2f}, above "
+            f"{usable(num_particles):.2f}), so that the estimate of {evidence.quantity} is too low and "
+            f"its standard error too small, however many particles. Fit a richer guide.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_uneven(means: Means, num_particles: int, quantity: str) -> bool:
+    """Whether so few weights count that there was a warning."""
     effective = torch.cat([mean.effective.reshape(-1) for mean in means.whole])
     poor = effective < min(_TOO_FEW, num_particles / 2)
-    if poor.double().mean() > _SHARE:
+    few = poor.double().mean().item() > _SHARE
+    if few:
         where = f"of {int(poor.sum())} of {len(poor)} rows " if len(poor) > 1 else ""
         warnings.warn(
             f"log_evidence: the weights {where}are so uneven that they say as much as "
@@ -95,3 +123,4 @@ def _warn_of_uneven(means: Means, num_particles: int, quantity: str) -> None:
             f"and its standard error too small. Take more particles, or fit a richer guide.",
             stacklevel=4,
         )
+    return few

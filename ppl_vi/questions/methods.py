@@ -59,7 +59,7 @@ class Questions(ABC):
 
         Returns:
             A float in nats, with ``standard_error``, ``quantity``, ``pointwise``,
-            ``pointwise_standard_error`` (``[rows]`` or None) and ``effective_draws``.
+            ``pointwise_standard_error`` (``[rows]`` or None), ``effective_draws`` and ``khat``.
 
         Raises:
             ValueError: ``num_particles`` is not a positive integer.
@@ -68,7 +68,8 @@ class Questions(ABC):
             DataError: the new data do not fit the model.
 
         Warns:
-            UserWarning: the weights are so uneven that estimate and error say little.
+            UserWarning: the weights are so uneven, or so heavy-tailed, that estimate and error say
+                little.
 
         Example:
             >>> import torch, pyro, pyro.distributions as dist

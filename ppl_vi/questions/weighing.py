@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.diagnostics.pareto import tail_length
 from ppl_vi.errors import GuideError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.preparation import check_whole, dependencies_of, structure_of
@@ -81,18 +82,31 @@ class Weighing:
             GuideError: the guide has a point for a site, and no density.
         """
         with torch.no_grad():
-            pair, _, handler = next(iter(self.batches()))
-            with handler:
-                structure = structure_of(pair)
-                check_whole(structure, self.row_plates, "a log evidence")
-                _check_points(structure, pair, given=self.posterior is not None)
-                plate = self._plate(structure, pair)
-            random = _random(structure)
-            shared = [n for n in random if plate is None or plate not in structure.sites[n].plates]
+            structure, plate, shared = self.found("a log evidence")
             if plate is not None and not shared and self.posterior is None:
                 return self._by_row(plate, num_particles)
-            inner = math.ceil(num_particles**0.5) if len(shared) < len(random) else 1
+            some_local = len(shared) < len(random_sites(structure))
+            inner = math.ceil(num_particles**0.5) if some_local else 1
             return self._by_draw(structure, plate, shared, num_particles, inner)
+
+    def found(self, asked: str) -> tuple[Structure, str | None, list[str]]:
+        """The structure, the plate whose elements go by themselves, and the random sites outside it.
+
+        Args:
+            asked: what needs all rows, in words.
+
+        Raises:
+            ModelError, GuideError: as ``means`` does.
+        """
+        pair, _, handler = next(iter(self.batches()))
+        with handler:
+            structure = structure_of(pair)
+            check_whole(structure, self.row_plates, asked)
+            _check_points(structure, pair, given=self.posterior is not None)
+            plate = self._plate(structure, pair)
+        random = random_sites(structure)
+        shared = [n for n in random if plate is None or plate not in structure.sites[n].plates]
+        return structure, plate, shared
 
     def _by_row(self, plate: str, num_particles: int) -> Means:
         """Nothing random ties the rows: each has a mean of its own."""
@@ -108,8 +122,9 @@ class Weighing:
         self, structure: Structure, plate: str | None, shared: Sequence[str], draws: int, inner: int
     ) -> Means:
         """A mean over draws of what rows share."""
-        whole, rows, only_rows = MeanWeight(), dict[int, MeanWeight](), True
-        for count in in_chunks(draws, max(1, _at_once(structure) // inner)):
+        whole, rows = MeanWeight(tail=tail_length(draws) + 1), dict[int, MeanWeight]()
+        only_rows = True
+        for count in in_chunks(draws, max(1, at_once(structure) // inner)):
             values = self._draw_shared(shared, count)
             log_w = torch.zeros(())
             for number, (pair, _, handler) in enumerate(self.batches()):
@@ -139,7 +154,7 @@ class Weighing:
         structure, rows = structure_of(pair), MeanWeight()
         beside = outside = torch.zeros(count)
         only_rows = True
-        for size in in_chunks(inner, max(1, _at_once(structure) // count)):
+        for size in in_chunks(inner, max(1, at_once(structure) // count)):
             first = not rows.count
             given = {name: value.repeat_interleave(size, 0) for name, value in values.items()}
             held = Held(structure, given)
@@ -151,19 +166,19 @@ class Weighing:
             own = [f for f in factors if plate in f.plates]
             rest = [f for f in factors if plate not in f.plates]
             if own:
-                log_w = self._summed(structure, own, count * size, (str(plate),))
+                log_w = self.summed(structure, own, count * size, (str(plate),))
                 rows.add(log_w.reshape(count, size, -1).movedim(1, 0))
             if first:  # no draw of rows reaches these
                 of_rows = [f for f in rest if not self.row_plates.isdisjoint(f.plates)]
                 constant = [f for f in rest if self.row_plates.isdisjoint(f.plates)]
                 beside, outside = (
-                    self._summed(structure, group, count * size, ()).reshape(count, size)[:, 0]
+                    self.summed(structure, group, count * size, ()).reshape(count, size)[:, 0]
                     for group in (of_rows, constant)
                 )
                 only_rows = not rest
         return _Part(rows, beside, outside, only_rows)
 
-    def _summed(
+    def summed(
         self, structure: Structure, factors: Sequence[Factor], size: int, plates: tuple[str, ...]
     ) -> Tensor:
         """``[size, *plates]``: the factors' sum, in which each row counts once."""
@@ -180,7 +195,7 @@ class Weighing:
         batched = any(plate.size < plate.full_size for plate in structure.plates.values())
         of_rows = batched or self.posterior is not None
         allowed = self.row_plates if of_rows else structure.plates.keys()
-        random = _random(structure)
+        random = random_sites(structure)
         for plate in sorted(allowed, key=lambda name: -structure.plates[name].size):
             local = tuple(n for n in random if plate in structure.sites[n].plates)
             if local and _is_independent(structure, pair, plate, local):
@@ -199,7 +214,8 @@ def _is_independent(structure: Structure, pair: Pair, plate: str, local: tuple[s
     )
 
 
-def _random(structure: Structure) -> list[str]:
+def random_sites(structure: Structure) -> list[str]:
+    """The sites that the guide draws at random."""
     return [name for name in structure.drawn if not structure.sites[name].fixed]
 
 
@@ -249,7 +265,7 @@ def elements(structure: Structure) -> int:
     )
 
 
-def _at_once(structure: Structure) -> int:
+def at_once(structure: Structure) -> int:
     """How many particles are run together."""
     return max(1, _ELEMENTS_AT_ONCE // max(1, elements(structure)))
 

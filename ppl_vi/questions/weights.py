@@ -21,15 +21,23 @@ class MeanWeight:
         count: K so far.
         total: ``[...]``, log Σ w.
         squares: ``[...]``, log Σ w².
+        largest: ``[some, ...]``, the largest log-weights, for their tail; at most so many as ``tail``.
+        tail: how many largest weights are kept.
     """
 
     count: int = 0
     total: Tensor = field(default_factory=lambda: torch.tensor(-math.inf, dtype=torch.float64))
     squares: Tensor = field(default_factory=lambda: torch.tensor(-math.inf, dtype=torch.float64))
 
+    tail: int = 0
+    largest: Tensor | None = None
+
     def add(self, log_w: Tensor) -> None:
         """Take in ``[chunk, ...]`` log-weights."""
         log_w = log_w.detach().double()
+        if self.tail:
+            known = log_w if self.largest is None else torch.cat([self.largest, log_w])
+            self.largest = known.topk(min(self.tail, len(known)), dim=0).values
         self.count += len(log_w)
         self.total = torch.logaddexp(self.total.to(log_w.device), log_w.logsumexp(0))
         self.squares = torch.logaddexp(self.squares.to(log_w.device), (2 * log_w).logsumexp(0))

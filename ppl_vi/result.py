@@ -21,9 +21,9 @@ from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.program import Pair
-from ppl_vi.questions import PosteriorDraws, Questions
-from ppl_vi.questions.draws import new_arguments
+from ppl_vi.questions import PredictiveDraws, Questions
 from ppl_vi.questions.exporting import attributes_of
+from ppl_vi.questions.predictive import new_arguments
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.saving import Saved
@@ -37,7 +37,7 @@ Draws = dict[str, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult(PosteriorDraws, Trust, Questions, Saved):
+class FitResult(PredictiveDraws, Trust, Questions, Saved):
     """A fitted posterior.
 
     Attributes:

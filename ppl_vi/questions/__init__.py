@@ -1,8 +1,8 @@
 """The questions that a fitted model answers."""
 
-from ppl_vi.questions.draws import PosteriorDraws
 from ppl_vi.questions.evidence import LogEvidence
 from ppl_vi.questions.marginals import Marginal
 from ppl_vi.questions.methods import Questions
+from ppl_vi.questions.predictive import PredictiveDraws
 
-__all__ = ["LogEvidence", "Marginal", "PosteriorDraws", "Questions"]
+__all__ = ["LogEvidence", "Marginal", "PredictiveDraws", "Questions"]

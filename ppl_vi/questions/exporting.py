@@ -104,7 +104,9 @@ def prior_groups(posterior: Posterior, num_draws: int) -> Groups:
         }
 
     try:
-        return posterior.collect(num_draws, answer, prior_draws)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a prior may reach where distributions complain
+            return posterior.collect(num_draws, answer, prior_draws)
     except ModelError as error:
         warnings.warn(
             f"to_arviz: prior and prior_predictive are left out, since the model fails on draws from "

@@ -86,11 +86,13 @@ class Posterior:
     """
 
     def __init__(self, job: Job) -> None:
-        # Discrete latents of exact updates have their exact conditional, as those of other guides.
-        self.job = job = marginalized(job)
-        self._usual = next(job.source.sequence())
-        with job.handler(self._usual):
-            self.structure = structure = structure_of(job.pair(self._usual))
+        self.job, self._usual = job, next(job.source.sequence())
+        structure = self._inspected()
+        if any(structure.sites[name].enumerable for name in structure.of_kind("latent")):
+            # Those of exact updates have their exact conditional, as with other guides.
+            self.job = job = marginalized(job)
+            structure = self._inspected()
+        self.structure = structure
         self._own = subsampled_plate(structure, job.data_plates)
         self._rows = frozenset({self._own.name}) if self._own else job.data_plates
         latents = structure.of_kind("latent", "auxiliary", "marginalized")
@@ -98,6 +100,10 @@ class Posterior:
         if self._own and (job.data_plates or self._tied):
             check_whole(structure, job.data_plates, "a draw from the posterior")
         check_whole(structure, self._rows, "a draw from the posterior")
+
+    def _inspected(self) -> Structure:
+        with self.job.handler(self._usual):
+            return structure_of(self.job.pair(self._usual))
 
     def collect(
         self,

@@ -382,6 +382,7 @@ def test_the_whole_message(name: str) -> None:
     assert told(**mistakes.CASES[name]) == (kind, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, (kind, _) in MESSAGES.items() if kind == "UserWarning"])
 def test_what_is_only_suspected_is_fitted(name: str) -> None:
     arguments = {**mistakes.CASES[name], "guide": "normal"}

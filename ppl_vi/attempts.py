@@ -113,7 +113,10 @@ def _trained(
         stop_reason=moved.convergence.verdict,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
-        remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
+        remarks=(
+            *moved.convergence.advice,
+            *(job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job)),
+        ),
         convergence=moved.convergence,
     )
 
@@ -133,9 +136,9 @@ def _moved(
 ) -> _Moved:
     """Take all steps, of gradients or of exact updates."""
     if is_swept(job.guide):
-        wish, calls = settings.compile, settings.callbacks
-        swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
-        return _Moved(swept.losses, Convergence(swept.reason), {}, swept.execution, swept.bound)
+        steps, tol, wish = settings.steps, settings.tol, settings.compile
+        swept = sweep_to_rest(job.guide, job, steps, tol, wish, settings.callbacks, bar)
+        return _Moved(swept.losses, swept.convergence, {}, swept.execution, swept.bound)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")

@@ -21,15 +21,17 @@ WINDOW = 1_000
 
 _LOOKS, _BLOCKS = 10, 40
 """In a window: how often the rule looks at the trace, and how many blocks it is kept in."""
-_SHORTEST, _SHARE = 1.5, 0.56
-"""The part that is looked at: so many windows, or this share of the trace where that is longer. Being a
-share, it holds a climb however slow, and lets go of it before the trace is twice as long."""
+_FIRST = 1.5
+"""Windows before the first look."""
+_SHARE, _MORE = 0.55, 0.9
+"""The part that is looked at: this share of the trace, and so many windows more. Being a share, it
+holds a climb however slow, and lets go of it before the trace is twice as long."""
 _PIECES = 20
-_LIMIT = 1.25
+_LIMIT = 1.6
 """Standard errors of the gain above which the bound climbs."""
 _SURE = 2.33
 """Likewise, where it is said to climb: one flat trace in a hundred is accused."""
-_INDIFFERENT = 0.6
+_INDIFFERENT = 0.9
 """Standard errors of a window's mean that are too small a gain to go on for."""
 _OUTLIER = 4.0
 """Robust standard deviations from a block's median at which a loss is cut off."""
@@ -68,11 +70,11 @@ class ConvergenceRule:
 
         gain = -10 b,  standard error = 10 s / sqrt(Σ_i (i - 10.5)²),
 
-    it stops where ``gain < 1.25 standard errors + 0.6 s_window``, with s_window the standard error of
-    the mean of one window; with a number for ``tol`` where ``gain + 1.25 standard errors <= tol``. The
-    last part is 56 % of the trace, at least one and a half windows. Losses far from the median of their
-    block are cut off, and those that are not finite left out. Its decisions do not depend on the unit of
-    the losses, nor on how they are handed over.
+    it stops where ``gain < 1.6 standard errors + 0.9 s_window``, with s_window the standard error of
+    the mean of one window; with a number for ``tol`` where ``gain + 1.6 standard errors <= tol``. The
+    last part is 55 % of the trace and nine tenths of a window; the first look is after one and a half.
+    Losses far from the median of their block are cut off, and those that are not finite left out. The
+    decision does not depend on the unit of the losses, nor on how they are handed over.
 
     Args:
         window: steps, at least 40. What climbs less than its noise over as many is taken for flat.
@@ -123,7 +125,7 @@ class ConvergenceRule:
         blocks = left[..., :whole].reshape(*left.shape[:-1], -1, self._size)
         known = self._means.shape[-1]
         self._means = _joined(self._means, _clipped_means(blocks))
-        every, first = _BLOCKS // _LOOKS, int(_SHORTEST * _BLOCKS)
+        every, first = _BLOCKS // _LOOKS, int(_FIRST * _BLOCKS)
         for count in range(known // every * every + every, self._means.shape[-1] + 1, every):
             if count >= first:
                 self._look(count)
@@ -131,7 +133,7 @@ class ConvergenceRule:
 
     def _look(self, count: int) -> None:
         """Judge the trace as it was after so many blocks."""
-        length = max(int(_SHORTEST * _BLOCKS), int(_SHARE * count))
+        length = min(count, int(_SHARE * count + _MORE * _BLOCKS))
         start = count - length
         self.last = look = _line(self._means[..., start:count], start * self._size)
         doubt = _LIMIT * look.standard_error
@@ -157,7 +159,9 @@ def stop_step(losses: ArrayLike, window: int = WINDOW, tol: Tolerance = "auto") 
 
 
 def _joined(before: Array, new: Array) -> Array:
-    return np.concatenate([np.broadcast_to(before, (*new.shape[:-1], before.shape[-1])), new], -1)
+    known = np.broadcast_to(before, (*new.shape[:-1], before.shape[-1]))
+    joined: Array = np.concatenate([known, new], -1)
+    return joined
 
 
 def _clipped_means(blocks: Array) -> Array:
@@ -168,7 +172,8 @@ def _clipped_means(blocks: Array) -> Array:
     if finite.all():
         center = np.median(blocks, -1, keepdims=True)
         reach = _OUTLIER * 1.4826 * np.median(np.abs(blocks - center), -1, keepdims=True)
-        return np.clip(blocks, center - reach, center + reach).mean(-1)
+        clipped: Array = np.clip(blocks, center - reach, center + reach).mean(-1)
+        return clipped
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice", RuntimeWarning)
         known = np.where(finite, blocks, np.nan)

@@ -35,7 +35,7 @@ from ppl_vi.questions import Questions
 from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.states import States
-from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.stopping import Convergence, Restart, StopReason
 from ppl_vi.threads import threads_for
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class FitResult(Questions):
         execution: how the steps were taken, eager or compiled, and why.
         remarks: what else a person should know, a line each: components that are empty, for example.
         convergence: where it stopped, and what it may have left undone; ``None`` without steps.
+        restarts: the bound, the steps and the stop reason of every start, where there were several.
     """
 
     losses: Tensor
@@ -81,6 +82,7 @@ class FitResult(Questions):
     states: States = field(repr=False, default_factory=dict)
     remarks: tuple[str, ...] = ()
     convergence: Convergence | None = None
+    restarts: tuple[Restart, ...] = ()
 
     @property
     def guide(self) -> Callable[..., Any]:

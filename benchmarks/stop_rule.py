@@ -116,9 +116,13 @@ FAMILIES = [
         Family(f"drift of {height} sd over {time} windows", _drifting(height, time))
         for height, time in ((1, 2), (2, 5), (5, 10), (10, 20))
     ),
+    Family(
+        "drift of 2 sd over 4 windows, Student, 3 degrees", _drifting(2, 4), "Student, 3 degrees"
+    ),
+    Family("exponential, 2 sd, 0.6 windows", _falling(2, 0.6)),
     *(
         Family(f"two levels, first for {length} windows", _two_levels(height, time, length, then))
-        for height, time, length, then in ((0, 1.0, 0.5, 1), (0, 1.0, 0.25, 0.5), (30, 0.2, 0.2, 2))
+        for height, time, length, then in ((0, 1.0, 0.5, 1), (0, 1.0, 0.25, 0.5), (30, 0.1, 0.5, 1))
     ),
 ]
 

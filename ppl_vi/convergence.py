@@ -23,11 +23,11 @@ _LOOKS, _BLOCKS = 10, 40
 """In a window: how often the rule looks at the trace, and how many blocks it is kept in."""
 _FIRST = 1.5
 """Windows before the first look."""
-_SHARE, _MORE = 0.55, 0.9
+_SHARE, _MORE = 0.52, 0.6
 """The part that is looked at: this share of the trace, and so many windows more. Being a share, it
 holds a climb however slow, and lets go of it before the trace is twice as long."""
 _PIECES = 20
-_LIMIT = 1.6
+_LIMIT = 1.25
 """Standard errors of the gain above which the bound climbs."""
 _SURE = 2.33
 """Likewise, where it is said to climb: one flat trace in a hundred is accused."""
@@ -70,9 +70,9 @@ class ConvergenceRule:
 
         gain = -10 b,  standard error = 10 s / sqrt(Σ_i (i - 10.5)²),
 
-    it stops where ``gain < 1.6 standard errors + 0.9 s_window``, with s_window the standard error of
-    the mean of one window; with a number for ``tol`` where ``gain + 1.6 standard errors <= tol``. The
-    last part is 55 % of the trace and nine tenths of a window; the first look is after one and a half.
+    it stops where ``gain < 1.25 standard errors + 0.9 s_window``, with s_window the standard error of
+    the mean of one window; with a number for ``tol`` where ``gain + 1.25 standard errors <= tol``. The
+    last part is 52 % of the trace and six tenths of a window; the first look is after one and a half.
     Losses far from the median of their block are cut off, and those that are not finite left out. The
     decision does not depend on the unit of the losses, nor on how they are handed over.
 

@@ -15,6 +15,7 @@ import torch
 from ppl_vi import StopReason, fit
 from ppl_vi.averaging import TailAverage
 from ppl_vi.convergence import ConvergenceRule, stop_step
+from ppl_vi.rate_search import RATES, searched_rate
 
 WINDOW, TRACES = 400, 200
 X = torch.linspace(-1.0, 3.0, 50)
@@ -124,7 +125,7 @@ def fitted(**settings):
 
 def test_a_fit_stops_where_the_bound_rests_and_runs_may_be_cut(short):
     rates = set()
-    result = fitted(compile=False)
+    result = fitted()
     cut = fitted(callbacks=[lambda progress: rates.add(progress.step)])
     assert result.stop_reason is StopReason.CONVERGED and len(rates) == cut.num_steps
     assert 600 <= result.num_steps == len(result.losses) < 3_000
@@ -134,9 +135,14 @@ def test_a_fit_stops_where_the_bound_rests_and_runs_may_be_cut(short):
     torch.testing.assert_close(cut.losses, result.losses)
     for name, value in result.params.items():
         torch.testing.assert_close(value, cut.params[name])
-    captured = fitted()
-    assert captured.execution.mode == "captured"
-    torch.testing.assert_close(captured.losses, result.losses, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_eager_steps_and_compiled_ones_stop_alike(short):
+    captured, eager, compiled = (fitted(compile=wish) for wish in ("auto", False, True))
+    assert captured.execution.mode == "captured" and compiled.execution.mode == "compiled"
+    for other in (eager, compiled):
+        torch.testing.assert_close(captured.losses, other.losses, rtol=1e-3, atol=1e-3)
 
 
 def test_no_tolerance_and_few_steps_are_taken_to_the_end_in_silence(short):
@@ -205,6 +211,23 @@ def test_weights_on_kl_terms_come_to_rest_first(short):
 def test_tolerances_that_mean_nothing_are_refused(tol):
     with pytest.raises(ValueError, match=r"tol must be 'auto', None or a number of nats"):
         fitted(tol=tol)
+
+
+def test_the_rate_is_searched_for_on_request(monkeypatch):
+    rates = []
+
+    def note(*args):
+        rates.append(searched_rate(*args))
+        return rates[-1]
+
+    monkeypatch.setattr("ppl_vi.attempts.searched_rate", note)
+    one, other = (fitted(optimizer="search", steps=20) for _ in range(2))
+    assert rates[0] == rates[1] in RATES
+    torch.testing.assert_close(one.losses, other.losses, rtol=0, atol=0)
+    wide = {"x": torch.full((20,), 1_000.0)}  # far from where the guide starts: the widest steps
+    started = {"optimizer": "search", "steps": 1, "seed": 0, "progress": False}
+    fit(far_model, "normal", wide, **started)
+    assert rates[-1] == max(RATES)
 
 
 def press(progress):

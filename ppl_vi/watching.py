@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.averaging import TailAverage
-from ppl_vi.convergence import WINDOW, ConvergenceRule, Look, Tolerance
+from ppl_vi.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
 from ppl_vi.optimization import FINAL_RATE, INITIAL_RATE, StagedRate
 from ppl_vi.stopping import Convergence, StopReason
 
@@ -32,7 +32,6 @@ _FEWEST = 6 * STAGE_WINDOW
 """With fewer steps there is no time for stages."""
 _AVERAGED = 3_000
 """Steps whose iterates make the answer: what is left of their noise falls with the root of that."""
-_SURE = 2.33
 _HIDDEN = 1.0
 """A gain in nats that matters to a posterior; noise that may hide it is told."""
 
@@ -121,7 +120,7 @@ class Watch:
         doubt = math.hypot(float(before.level_error), float(after.level_error))
         if self._tol == "auto" or self._tol is None:
             return gain <= 2 * doubt
-        return gain + doubt <= self._tol
+        return max(gain, 0.0) + SURE * doubt <= self._tol
 
     def _seen(self) -> Look:
         rule = self._rule
@@ -131,7 +130,7 @@ class Watch:
 
     def _end(self) -> bool:
         look = self._stage[-1] if self._stage else self._seen()
-        hides = self._tol == "auto" and _SURE * float(look.standard_error) > _HIDDEN
+        hides = self._tol == "auto" and SURE * float(look.standard_error) > _HIDDEN
         self._reason = StopReason.NOISE if hides else StopReason.CONVERGED
         return True
 

@@ -73,8 +73,8 @@ class ConvergenceRule:
     it stops where ``gain < 1.25 standard errors + 0.9 s_window``, with s_window the standard error of
     the mean of one window; with a number for ``tol`` where gain (if any) and 2.33 standard errors are
     less. The last part is 52 % of the trace and six tenths of a window; the first look is after one and
-    a half. Losses far from the median of their block are cut off, and those that are not finite left out. The
-    decision does not depend on the unit of the losses, nor on how they are handed over.
+    a half. Losses far from the median of their block are cut off, and those that are not finite left
+    out. The decision does not depend on the unit of the losses, nor on how they are handed over.
 
     Args:
         window: steps, at least 40. What climbs less than its noise over as many is taken for flat.

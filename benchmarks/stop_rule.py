@@ -122,7 +122,7 @@ FAMILIES = [
     Family("exponential, 2 sd, 0.6 windows", _falling(2, 0.6)),
     *(
         Family(
-            f"{'two levels' if height == 0 else 'a climb, then two levels'}, first for {length} windows",
+            f"{'a climb, then ' if height else ''}two levels, first for {length} windows",
             _two_levels(height, time, length, then),
         )
         for height, time, length, then in ((0, 1.0, 0.5, 1), (0, 1.0, 0.25, 0.5), (30, 0.1, 0.5, 1))

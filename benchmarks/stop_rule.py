@@ -77,17 +77,14 @@ class Family:
         above = self.excess(step / window) >= NOISES[self.noise].spread / window**0.5
         return int(np.flatnonzero(above)[-1]) + 1 if above.any() else 0
 
-    def traces(
-        self, count: int, window: int, generator: np.random.Generator
-    ) -> Iterator[tuple[Array, int]]:
-        """Losses ``[some, steps]`` of every trace until it must have stopped, and its ideal step."""
-        ideal = self.ideal(window)
-        steps = 2 * (ideal + window)
+    def traces(self, count: int, window: int, generator: np.random.Generator) -> Iterator[Array]:
+        """Losses ``[some, steps]`` of every trace, until it must have stopped."""
+        steps = 2 * (self.ideal(window) + window)
         mean = self.excess(np.arange(steps) / window)
         at_once = max(1, _AT_ONCE // steps)
         for first in range(0, count, at_once):
             shape = min(at_once, count - first), steps
-            yield mean + NOISES[self.noise].draw(generator, shape), ideal
+            yield mean + NOISES[self.noise].draw(generator, shape)
 
 
 def _falling(height: float, time: float) -> Callable[[Array], Array]:
@@ -119,9 +116,16 @@ FAMILIES = [
         Family(f"drift of {height} sd over {time} windows", _drifting(height, time))
         for height, time in ((1, 2), (2, 5), (5, 10), (10, 20))
     ),
+    Family(
+        "drift of 2 sd over 4 windows, Student, 3 degrees", _drifting(2, 4), "Student, 3 degrees"
+    ),
+    Family("exponential, 2 sd, 0.6 windows", _falling(2, 0.6)),
     *(
-        Family(f"two levels, first for {length} windows", _two_levels(height, time, length, then))
-        for height, time, length, then in ((0, 1.0, 0.5, 1), (0, 1.0, 0.25, 0.5), (30, 0.2, 0.2, 2))
+        Family(
+            f"{'a climb, then ' if height else ''}two levels, first for {length} windows",
+            _two_levels(height, time, length, then),
+        )
+        for height, time, length, then in ((0, 1.0, 0.5, 1), (0, 1.0, 0.25, 0.5), (30, 0.1, 0.5, 1))
     ),
 ]
 
@@ -170,13 +174,11 @@ def judged(
     family: Family, rule: Callable[[Array, int], Array], count: int, window: int, seed: int
 ) -> tuple[float, float, float]:
     """The parts of traces with a premature and with a missed stop, and the median stop."""
-    stops: list[Array] = []
-    ideal = 0
-    for losses, ideal in family.traces(count, window, np.random.default_rng(seed)):
-        stops.append(rule(losses, window))
-    stop = np.concatenate(stops)
+    traces = family.traces(count, window, np.random.default_rng(seed))
+    stop = np.concatenate([rule(losses, window) for losses in traces])
     made = stop[stop > 0]
-    return ((stop > 0) & (stop < ideal)).mean(), (stop == 0).mean(), float(np.median(made)) if len(made) else 0.0
+    middle = float(np.median(made)) if len(made) else 0.0
+    return ((stop > 0) & (stop < family.ideal(window))).mean(), (stop == 0).mean(), middle
 
 
 def main() -> None:

@@ -27,12 +27,19 @@ from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
-from ppl_vi.optimization import OptimizerChoice, Stepper, TorchStepper, make_stepper
+from ppl_vi.optimization import (
+    INITIAL_RATE,
+    OptimizerChoice,
+    Stepper,
+    TorchStepper,
+    make_stepper,
+)
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget
 from ppl_vi.program import Structure
 from ppl_vi.randomness import restored_on_error
+from ppl_vi.rate_search import searched_rate
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
 from ppl_vi.runners import EagerRunner, OnNan
@@ -115,7 +122,10 @@ def _trained(
         stop_reason=moved.convergence.verdict,
         states={} if exact else states_after(objective, job),
         execution=moved.execution,
-        remarks=job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job),
+        remarks=(
+            *moved.convergence.advice,
+            *(job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job)),
+        ),
         objective=settings.objective,
         seed=settings.seed,
         convergence=moved.convergence,
@@ -137,15 +147,17 @@ def _moved(
 ) -> _Moved:
     """Take all steps, of gradients or of exact updates."""
     if is_swept(job.guide):
-        wish, calls = settings.compile, settings.callbacks
-        swept = sweep_to_rest(job.guide, job, settings.steps, wish, calls, bar)
-        return _Moved(swept.losses, Convergence(swept.reason), {}, swept.execution, swept.bound)
+        steps, tol, wish = settings.steps, settings.tol, settings.compile
+        swept = sweep_to_rest(job.guide, job, steps, tol, wish, settings.callbacks, bar)
+        return _Moved(swept.losses, swept.convergence, {}, swept.execution, swept.bound)
     estimators = estimators_of(objective, job)
     if not bar.disable and bar.n == 0 and estimators:
         bar.write(f"estimators: {in_words(estimators)}")
     weighted = annealed(objective, settings.kl_schedule, job, settings.steps)
     parameters = _trainable()
-    stepper = _stepper(settings, parameters)
+    stepper = _stepper(
+        settings, parameters, lambda: _searched(weighted, model, job, parameters, bar)
+    )
     watch = _watch(settings, weighted, stepper)
     runner = _runner(settings, weighted, model, job, bar, parameters, stepper)
     losses, convergence = train(runner, settings.steps, settings.callbacks, bar, watch)
@@ -153,17 +165,40 @@ def _moved(
     return _Moved(losses, convergence, estimators, runner.execution)
 
 
-def _stepper(settings: Settings, parameters: dict[str, Tensor]) -> Stepper:
+def _stepper(
+    settings: Settings, parameters: dict[str, Tensor], search: Callable[[], float]
+) -> Stepper:
     for parameter in parameters.values():
         parameter.grad = None  # of someone else's training
     staged = settings.tol is not None and has_time_for_stages(settings.steps)
-    return make_stepper(settings.optimizer, parameters, settings.steps, staged)
+    optimizer, rate = settings.optimizer, INITIAL_RATE
+    if optimizer == "search":
+        optimizer, rate = None, search()
+    return make_stepper(optimizer, parameters, settings.steps, staged, rate)
+
+
+def _searched(
+    objective: pyro.infer.ELBO,
+    model: Program,
+    job: Job,
+    parameters: dict[str, Tensor],
+    bar: tqdm[Any],
+) -> float:
+    """A learning rate found in short runs, and told."""
+    start = FittedParameters.capture((job.model, job.guide))
+    losses = loss_and_grads_of(objective, model, job)
+    rate = searched_rate(losses, job.source, parameters, start)
+    if not bar.disable:
+        bar.write(f"learning rate: {rate}")
+    return rate
 
 
 def _watch(settings: Settings, objective: pyro.infer.ELBO, stepper: Stepper) -> Watch:
     """Who sees the losses: from the step on from which the objective stays the same."""
     rate = stepper.staged if isinstance(stepper, TorchStepper) else None
-    ours = settings.optimizer is None and rate is None  # a fall that is planned looks like rest
+    ours = (
+        settings.optimizer in (None, "search") and rate is None
+    )  # a fall that is planned looks like rest
     scheduled = objective.scheduled if isinstance(objective, Objective) else None
     settled = 0 if scheduled is None else scheduled.settled
     tol = None if ours else settings.tol

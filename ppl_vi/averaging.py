@@ -12,10 +12,10 @@ _PARTS = 8
 
 
 class _Part(NamedTuple):
-    """Sums of ``count`` iterates in a row, the first of them at ``step``."""
+    """Sums of ``number`` iterates in a row, the first of them at ``step``."""
 
     step: int
-    count: int
+    number: int
     sums: tuple[Tensor, ...]
 
 
@@ -30,7 +30,7 @@ class TailAverage:
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
-        self._count = 0
+        self._added = 0
 
     def add(self, step: int, tensors: Sequence[Tensor]) -> None:
         """Take the iterate after so many steps.
@@ -39,18 +39,18 @@ class TailAverage:
             step: larger than those before.
             tensors: the same ones each time; they are copied.
         """
-        self._count += 1
+        self._added += 1
         self._parts.append(_Part(step, 1, tuple(tensor.detach().clone() for tensor in tensors)))
         while len(self._parts) > 1:
             before, last = self._parts[-2:]
-            if before.count != last.count or _PARTS * 2 * last.count > self._count:
+            if before.number != last.number or _PARTS * 2 * last.number > self._added:
                 break
             sums = tuple(map(torch.add, before.sums, last.sums))
-            self._parts[-2:] = [_Part(before.step, 2 * last.count, sums)]
+            self._parts[-2:] = [_Part(before.step, 2 * last.number, sums)]
 
     def mean(self, since: int) -> tuple[Tensor, ...]:
         """The mean of the iterates after that step, or of the last ones alone if none is so late."""
         chosen = [part for part in self._parts if part.step > since] or self._parts[-1:]
-        count = sum(part.count for part in chosen)
+        count = sum(part.number for part in chosen)
         together = zip(*(part.sums for part in chosen), strict=True)
         return tuple(torch.stack(sums).sum(0) / count for sums in together)

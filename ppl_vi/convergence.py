@@ -21,15 +21,17 @@ WINDOW = 1_000
 
 _LOOKS, _BLOCKS = 10, 40
 """In a window: how often the rule looks at the trace, and how many blocks it is kept in."""
-_SHORTEST, _SHARE = 1.5, 0.56
-"""The part that is looked at: so many windows, or this share of the trace where that is longer. Being a
-share, it holds a climb however slow, and lets go of it before the trace is twice as long."""
+_FIRST = 1.5
+"""Windows before the first look."""
+_SHARE, _MORE = 0.52, 0.6
+"""The part that is looked at: this share of the trace, and so many windows more. Being a share, it
+holds a climb however slow, and lets go of it before the trace is twice as long."""
 _PIECES = 20
 _LIMIT = 1.25
 """Standard errors of the gain above which the bound climbs."""
-_SURE = 2.33
+SURE = 2.33
 """Likewise, where it is said to climb: one flat trace in a hundred is accused."""
-_INDIFFERENT = 0.6
+_INDIFFERENT = 0.9
 """Standard errors of a window's mean that are too small a gain to go on for."""
 _OUTLIER = 4.0
 """Robust standard deviations from a block's median at which a loss is cut off."""
@@ -57,7 +59,7 @@ class Look(NamedTuple):
     @property
     def climbing(self) -> Any:
         """Whether the bound climbs beyond doubt."""
-        return self.gain > _SURE * self.standard_error
+        return self.gain > SURE * self.standard_error
 
 
 class ConvergenceRule:
@@ -68,11 +70,11 @@ class ConvergenceRule:
 
         gain = -10 b,  standard error = 10 s / sqrt(Σ_i (i - 10.5)²),
 
-    it stops where ``gain < 1.25 standard errors + 0.6 s_window``, with s_window the standard error of
-    the mean of one window; with a number for ``tol`` where ``gain + 1.25 standard errors <= tol``. The
-    last part is 56 % of the trace, at least one and a half windows. Losses far from the median of their
-    block are cut off, and those that are not finite left out. Its decisions do not depend on the unit of
-    the losses, nor on how they are handed over.
+    it stops where ``gain < 1.25 standard errors + 0.9 s_window``, with s_window the standard error of
+    the mean of one window; with a number for ``tol`` where gain (if any) and 2.33 standard errors are
+    less. The last part is 52 % of the trace and six tenths of a window; the first look is after one and
+    a half. Losses far from the median of their block are cut off, and those that are not finite left
+    out. The decision does not depend on the unit of the losses, nor on how they are handed over.
 
     Args:
         window: steps, at least 40. What climbs less than its noise over as many is taken for flat.
@@ -92,7 +94,7 @@ class ConvergenceRule:
         >>> rule.update(noise + climb)
         True
         >>> int(rule.stopped)
-        4700
+        4400
 
     Source: Dhaka et al. (2020) and Welandawe et al. (2022) for stopping by the noise of stationary
     steps; the line through batch means is ours.
@@ -123,23 +125,24 @@ class ConvergenceRule:
         blocks = left[..., :whole].reshape(*left.shape[:-1], -1, self._size)
         known = self._means.shape[-1]
         self._means = _joined(self._means, _clipped_means(blocks))
-        every, first = _BLOCKS // _LOOKS, int(_SHORTEST * _BLOCKS)
+        every, first = _BLOCKS // _LOOKS, int(_FIRST * _BLOCKS)
         for count in range(known // every * every + every, self._means.shape[-1] + 1, every):
             if count >= first:
                 self._look(count)
-        return self.stopped > 0
+        stops = np.asarray(self.stopped > 0)
+        return stops if stops.ndim else stops.item()
 
     def _look(self, count: int) -> None:
         """Judge the trace as it was after so many blocks."""
-        length = max(int(_SHORTEST * _BLOCKS), int(_SHARE * count))
+        length = min(count, int(_SHARE * count + _MORE * _BLOCKS))
         start = count - length
         self.last = look = _line(self._means[..., start:count], start * self._size)
-        doubt = _LIMIT * look.standard_error
         if self.tol == "auto":
-            allowed = doubt + _INDIFFERENT * look.level_error * (length / _BLOCKS) ** 0.5
-        else:
-            allowed = self.tol - doubt
-        rests = look.gain <= allowed  # false where a piece has no number
+            one_window = look.level_error * (length / _BLOCKS) ** 0.5
+            rests = look.gain <= _LIMIT * look.standard_error + _INDIFFERENT * one_window
+        else:  # a fall by chance does not make up for noise
+            rests = np.maximum(look.gain, 0) <= self.tol - SURE * look.standard_error
+        # No comparison holds where a piece has no number.
         self.stopped = np.where(rests & (self.stopped == 0), count * self._size, self.stopped)
 
 
@@ -157,7 +160,9 @@ def stop_step(losses: ArrayLike, window: int = WINDOW, tol: Tolerance = "auto") 
 
 
 def _joined(before: Array, new: Array) -> Array:
-    return np.concatenate([np.broadcast_to(before, (*new.shape[:-1], before.shape[-1])), new], -1)
+    known = np.broadcast_to(before, (*new.shape[:-1], before.shape[-1]))
+    joined: Array = np.concatenate([known, new], -1)
+    return joined
 
 
 def _clipped_means(blocks: Array) -> Array:
@@ -168,7 +173,8 @@ def _clipped_means(blocks: Array) -> Array:
     if finite.all():
         center = np.median(blocks, -1, keepdims=True)
         reach = _OUTLIER * 1.4826 * np.median(np.abs(blocks - center), -1, keepdims=True)
-        return np.clip(blocks, center - reach, center + reach).mean(-1)
+        clipped: Array = np.clip(blocks, center - reach, center + reach).mean(-1)
+        return clipped
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice", RuntimeWarning)
         known = np.where(finite, blocks, np.nan)

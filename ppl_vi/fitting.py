@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, get_args
 
@@ -25,9 +27,13 @@ from ppl_vi.partial import PartialGuide
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
 from ppl_vi.runners import OnNan
+from ppl_vi.stopping import Restart, StopReason
 from ppl_vi.training import Callback
 
 Program = Callable[..., Any]
+
+_FEW = 100
+"""Fewer steps than these are not meant to be enough."""
 
 
 def fit(
@@ -71,15 +77,22 @@ def fit(
         objective: one of ours or any ``pyro.infer.ELBO``; by default ``ELBO()``.
         optimizer: a torch optimizer class, a function from parameters to an optimizer or a
             scheduler around one, or a Pyro optimizer; schedulers move once a step. By default Adam
-            with a geometrically falling rate.
-        steps: gradient steps; of exact updates the most sweeps.
+            with a falling rate (see ``tol``); ``"search"`` first looks for its rate in short runs.
+        steps: the most gradient steps, or sweeps of exact updates.
         batch_size: rows in a minibatch. Tensors as long as the first one are rows.
         data_plate: the plate over the rows, where the model leaves a doubt.
         compile: ``True`` compiles the whole step, many steps to a call; ``False`` runs the programs in
             each step. ``"auto"`` compiles where the planned steps repay the compiler's time, and
             where not, it repeats the step's operations without the programs around them. The same
             draws give the same steps, to rounding.
-        restarts: independent fits; the one whose objective is highest on all rows is returned. Names
+        tol: when to stop before that. ``"auto"``: when the bound climbs no more than its noise hides,
+            and lowering the rate of the default optimizer gains no more either; of exact updates when
+            the ELBO rises by rounding alone. A number is a gain in nats below which to stop, ``None``
+            takes all steps. Unless it is ``None``, and where 3,600 steps or more are allowed, the
+            default rate stays constant until the bound rests, and the mean of the last iterates is the
+            answer; an optimizer of your own is left as it is.
+        restarts: independent fits; the one whose objective is highest on all rows (the same
+            draws for each) is returned, and ``result.restarts`` tells of all. Names
             and classes of guides, and those of exact updates, start each from another place, other
             guides that are objects always from the same.
         seed: for everything random; the global random state is left as it was.
@@ -116,7 +129,7 @@ def fit(
     Source: Ranganath, Gerrish and Blei (2014); Kucukelbir et al. (2017).
     """
     objective = ELBO() if objective is None else objective
-    _check_options(objective, steps, restarts, on_nan, compile)
+    _check_options(objective, steps, restarts, on_nan, compile, tol)
     source = data_source(data, batch_size, device)
     settings = Settings(
         model,
@@ -135,15 +148,31 @@ def fit(
         tol,
     )
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
-        best = first = attempt(settings, 0, bar)
-        for restart in range(1, restarts):
-            bar.set_description_str(f"restart {restart + 1} of {restarts}")
-            first.start.restore()  # modules that the programs hold begin every restart alike
-            best = max(best, attempt(settings, restart, bar), key=_finite_bound)
+        results = _attempts(settings, bar)
+        best = max(results, key=_finite_bound)
         best.fitted.restore()
-        for line in () if bar.disable else best.remarks:
+        tried = tuple(map(Restart.of, results)) if restarts > 1 else ()
+        best = replace(best, restarts=tried)
+        for line in () if bar.disable else (*map(str, tried), *best.remarks):
             bar.write(line)
+    if best.stop_reason is StopReason.CLIMBING and steps >= _FEW:
+        warnings.warn(" ".join(best.remarks[:1]), stacklevel=2)
     return best
+
+
+def _attempts(settings: Settings, bar: tqdm[Any]) -> list[FitResult]:
+    """The fits from all starts, or those that were made before someone interrupted them."""
+    results = [attempt(settings, 0, bar)]
+    for restart in range(1, settings.restarts):
+        if results[-1].stop_reason is StopReason.INTERRUPTED:
+            break
+        bar.set_description_str(f"restart {restart + 1} of {settings.restarts}")
+        results[0].start.restore()  # modules that the programs hold begin every restart alike
+        try:
+            results.append(attempt(settings, restart, bar))
+        except KeyboardInterrupt:  # before its first step, or after its last
+            break
+    return results
 
 
 @contextmanager
@@ -158,7 +187,9 @@ def _state_kept(seed: int | None) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any) -> None:
+def _check_options(
+    objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any, tol: Any
+) -> None:
     if not isinstance(objective, pyro.infer.ELBO):
         raise TypeError(
             f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}."
@@ -168,6 +199,9 @@ def _check_options(objective: Any, steps: Any, restarts: Any, on_nan: Any, compi
             raise ValueError(f"{name} must be a positive integer, not {value!r}.")
     if on_nan not in get_args(OnNan):
         raise ValueError(f"on_nan must be 'raise', 'skip' or 'rollback', not {on_nan!r}.")
+    number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
+    if not (tol in ("auto", None) or (number and 0 < tol < math.inf)):
+        raise ValueError(f"tol must be 'auto', None or a number of nats above 0, not {tol!r}.")
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pyro.infer.util import zero_grads
@@ -23,7 +23,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from ppl_vi.checkpoints import State
 from ppl_vi.moments import saved, slow_down
 
-OptimizerChoice = Callable[[Any], Any] | None
+OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
 
 INITIAL_RATE, FINAL_RATE = 0.05, 5e-6
@@ -80,7 +80,7 @@ def make_stepper(
     ):
         raise TypeError(
             f"optimizer: pass a torch.optim class, a function from parameters to an optimizer or "
-            f"scheduler, or a Pyro optimizer; not {type(optimizer).__name__!r} itself."
+            f"scheduler, a Pyro optimizer or 'search'; not {type(optimizer).__name__!r} itself."
         )
     make = optimizer or (lambda tensors: _default(tensors, steps, staged, rate))
     with _without_compiler():

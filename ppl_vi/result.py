@@ -28,7 +28,7 @@ from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.saving import Saved
 from ppl_vi.states import States
-from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.stopping import Convergence, Restart, StopReason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,7 @@ class FitResult(PredictiveDraws, Trust, Questions, Saved):
         objective: the bound that was maximised.
         seed: of the fit, where one was given.
         convergence: where it stopped, and what it may have left undone; ``None`` without steps.
+        restarts: the bound, the steps and the stop reason of every start, where there were several.
     """
 
     losses: Tensor
@@ -75,6 +76,7 @@ class FitResult(PredictiveDraws, Trust, Questions, Saved):
     objective: pyro.infer.ELBO = field(repr=False, default_factory=ELBO)
     seed: int | None = None
     convergence: Convergence | None = None
+    restarts: tuple[Restart, ...] = ()
 
     @property
     def guide(self) -> Callable[..., Any]:

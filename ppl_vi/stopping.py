@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from ppl_vi.estimate import Estimate
 
 
 class StopReason(Enum):
@@ -46,3 +49,45 @@ class Convergence:
             f"{self.verdict} (since step {self.step}; the gain in the later half of these steps is "
             f"{self.gain:.2g} ± {self.standard_error:.1g} nats)"
         )
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do about it, in words; nothing where all is well."""
+        if self.verdict is StopReason.CLIMBING and self.step is None:
+            return (f"the last sweep still gained {self.gain:.2g} nats. Pass more steps.",)
+        if self.verdict is StopReason.CLIMBING:
+            return (
+                f"the bound still climbed, by {self.gain:.2g} ± {self.standard_error:.1g} nats in the "
+                f"steps that were judged last (from step {self.step} on). Pass more steps, or start "
+                f"nearer to the posterior (initial_values).",
+            )
+        if self.verdict is StopReason.NOISE:
+            return (
+                f"the bound is flat, but so noisy that gains under {2 * self.standard_error:.2g} nats "
+                f"would not show. Pass objective=ELBO(num_particles=...) with more particles, a larger "
+                f"batch_size, or a smaller tol.",
+            )
+        return ()
+
+
+@dataclass(frozen=True)
+class Restart:
+    """What became of one start.
+
+    Attributes:
+        bound: the objective's value on all rows, on the same draws for every start.
+        num_steps: steps taken.
+        stop_reason: why no more.
+    """
+
+    bound: Estimate
+    num_steps: int
+    stop_reason: StopReason
+
+    @classmethod
+    def of(cls, result: Any) -> Restart:
+        """Of a ``FitResult``."""
+        return cls(result.bound, result.num_steps, result.stop_reason)
+
+    def __str__(self) -> str:
+        return f"bound {self.bound} after {self.num_steps} steps: {self.stop_reason}"

@@ -12,13 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vi.compilation import Execution, Wish
+from ppl_vi.convergence import Tolerance
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
+from ppl_vi.interrupting import interruptible
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
 from ppl_vi.program import enumerable_sites, hide
 from ppl_vi.repeating import Repeated
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping import Convergence, StopReason
 from ppl_vi.streaming import Stream
 from ppl_vi.training import Callback, Progress
 
@@ -106,13 +108,13 @@ class Swept(NamedTuple):
 
     Attributes:
         losses: minus the ELBO after each sweep, exact; on minibatches as each batch tells it.
-        reason: why they stopped.
+        convergence: why they stopped, and the last rise.
         execution: how they were made.
         bound: the ELBO on all rows, exact, or with its standard error where sites have draws.
     """
 
     losses: list[float]
-    reason: StopReason
+    convergence: Convergence
     execution: Execution
     bound: Estimate
 
@@ -153,6 +155,7 @@ def sweep_to_rest(
     guide: SweptGuide,
     job: Job,
     steps: int,
+    tol: Tolerance | None,
     wish: Wish,
     callbacks: Sequence[Callback],
     bar: tqdm[None],
@@ -165,6 +168,8 @@ def sweep_to_rest(
         guide: at its start.
         job: the guide with its data.
         steps: the most sweeps or steps.
+        tol: a rise in nats at which to stop, ``"auto"`` for one that may be rounding, ``None`` to make
+            all sweeps.
         wish: whether they are compiled.
         callbacks: told of every one.
         bar: shows the ELBO.
@@ -174,29 +179,55 @@ def sweep_to_rest(
         FloatingPointError: the ELBO is not finite.
     """
     losses: list[float] = []
-    reason = StopReason.STEPS
     repeated = Repeated(guide, job, steps, wish, bar)
     stream = Stream(job.source) if job.data_plates else None
     size = len(list(job.source.chunks())) if stream else 1
-    while len(losses) < steps and reason is StopReason.STEPS:
-        rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
-        losses.append(-repeated.advance(len(losses), next(stream) if stream else None, rate))
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
-                f"no site can have (a scale below zero, data too large to square), or start nearer to "
-                f"the data (initial_values)."
-            )
-        bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
-        bar.update()
-        told = Progress(len(losses), losses[-1], losses[-1])
-        if any([callback(told) for callback in callbacks]):
-            reason = StopReason.CALLBACK
-        elif len(losses) % size == 0 and _rests(losses, size):
-            reason = StopReason.CONVERGED
+    with interruptible() as interrupted:
+        try:
+            reason = StopReason.STEPS
+            while len(losses) < steps and reason is StopReason.STEPS:
+                rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
+                batch = next(stream) if stream else None
+                losses.append(-repeated.advance(len(losses), batch, rate))
+                reason = _after(guide, losses, size, tol, callbacks, bar)
+                if interrupted() and reason is StopReason.STEPS:
+                    reason = StopReason.INTERRUPTED
+        except KeyboardInterrupt:
+            if not losses:
+                raise
+            reason = StopReason.INTERRUPTED
+    if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
+        reason = StopReason.CLIMBING
     guide.settle()
     bound = Estimate(bound_by_batches(guide, job)) if stream else guide.evaluated(-losses[-1])
-    return Swept(losses, reason, repeated.execution, bound)
+    gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
+    convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
+    return Swept(losses, convergence, repeated.execution, bound)
+
+
+def _after(
+    guide: SweptGuide,
+    losses: Sequence[float],
+    size: int,
+    tol: Tolerance | None,
+    callbacks: Sequence[Callback],
+    bar: tqdm[None],
+) -> StopReason:
+    """Tell the world of a sweep; whether it was the last, and why."""
+    if not math.isfinite(losses[-1]):
+        raise FloatingPointError(
+            f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
+            f"no site can have (a scale below zero, data too large to square), or start nearer to "
+            f"the data (initial_values)."
+        )
+    bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
+    bar.update()
+    told = Progress(len(losses), losses[-1], losses[-1])
+    if any([callback(told) for callback in callbacks]):
+        return StopReason.CALLBACK
+    if tol is not None and len(losses) % size == 0 and _rests(losses, size, tol):
+        return StopReason.CONVERGED
+    return StopReason.STEPS
 
 
 def _broken(guide: SweptGuide) -> str:
@@ -204,13 +235,20 @@ def _broken(guide: SweptGuide) -> str:
     return f"; factors that are not finite: {names}" if names else ""
 
 
-def _rests(losses: Sequence[float], size: int) -> bool:
-    """Whether the last pass over the data, of so many losses, came to no less than that before."""
+def _rise(losses: Sequence[float], size: int) -> float:
+    """Of the mean ELBO over the last pass, of so many losses, from that over the pass before."""
+    return (sum(losses[-2 * size : -size]) - sum(losses[-size:])) / size
+
+
+def _rests(losses: Sequence[float], size: int, tol: Tolerance) -> bool:
+    """Whether the last pass over the data came to no more than the pass before."""
     if len(losses) < 2 * size:
         return False
-    last, before = sum(losses[-size:]) / size, sum(losses[-2 * size : -size]) / size
+    if tol != "auto":
+        return _rise(losses, size) <= tol
     exact = _TOLERANCE.get(torch.get_default_dtype(), 1e-6)
-    return before - last <= (exact if size == 1 else _PASS_TOLERANCE) * (1 + abs(last))
+    last = sum(losses[-size:]) / size
+    return _rise(losses, size) <= (exact if size == 1 else _PASS_TOLERANCE) * (1 + abs(last))
 
 
 def bound_by_batches(guide: SweptGuide, job: Job) -> float:

@@ -56,6 +56,8 @@ def train(
         try:
             reason = _stepped(losses, runner, steps, callbacks, bar, watch, interrupted)
         except KeyboardInterrupt:  # a callback's own, or a second Ctrl-C
+            if not losses:
+                raise
             reason = StopReason.INTERRUPTED
     return losses, watch.told(reason)
 

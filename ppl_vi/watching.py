@@ -3,7 +3,9 @@
 At a constant rate iterates come to rest around an optimum, at a distance that falls with the rate. So
 the rate stays until the bound rises no more, then falls to a tenth, and the next stage starts from the
 mean of the iterates that were at rest. When a tenth of the rate brought no more than noise, the next
-tenth would bring a tenth of that, and the mean iterate is the answer.
+tenth would bring a tenth of that: it is taken once more, and the mean of its iterates is the answer.
+
+Source: Dhaka et al. (2020) and Welandawe et al. (2022), where the iterates themselves are watched.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.averaging import TailAverage
-from ppl_vi.convergence import WINDOW, ConvergenceRule, Look, Tolerance
+from ppl_vi.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
 from ppl_vi.optimization import FINAL_RATE, INITIAL_RATE, StagedRate
 from ppl_vi.stopping import Convergence, StopReason
 
@@ -28,7 +30,8 @@ _PACE = 0.6
 """How much of the planned steps a fall through all rates takes, where the steps run out."""
 _FEWEST = 6 * STAGE_WINDOW
 """With fewer steps there is no time for stages."""
-_SURE = 2.33
+_AVERAGED = 3_000
+"""Steps whose iterates make the answer: what is left of their noise falls with the root of that."""
 _HIDDEN = 1.0
 """A gain in nats that matters to a posterior; noise that may hide it is told."""
 
@@ -62,7 +65,7 @@ class Watch:
         self._step = 0
         self._stage: list[Look] = []
         self._reason: StopReason | None = None
-        self._look: Look | None = None
+        self._last_stage = math.inf  # when it ends
         self._begin(self._begun)
 
     def _begin(self, step: int) -> None:
@@ -81,6 +84,11 @@ class Watch:
         if self._rate.falling:
             return False
         self._average.add(self._step, self._parameters())
+        if self._step >= self._last_stage:
+            self._take_mean(self._begun)
+            return self._end()
+        if self._last_stage < math.inf:
+            return False
         if self._rule.update(losses):
             return self._rested(self._rate)
         left = self._steps - self._step
@@ -91,18 +99,20 @@ class Watch:
     def _rested(self, rate: StagedRate) -> bool:
         """The bound rises no more at this rate: go on from the mean iterate at a lower one, or end."""
         look = self._seen()
+        self._take_mean(self._begun + look.start)
+        self._stage.append(look)
+        lowest = rate.rate * _TENTH < FINAL_RATE
+        if lowest or (len(self._stage) > 1 and self._gains_nothing(*self._stage[-2:])):
+            self._last_stage = min(self._step + _AVERAGED, self._steps // EVERY * EVERY)
+        if not lowest:
+            rate.become(rate.rate * _TENTH)
+        self._begin(self._step)
+        return self._last_stage <= self._step and self._end()
+
+    def _take_mean(self, since: int) -> None:
         with torch.no_grad():
-            since = self._begun + look.start
             for parameter, mean in zip(self._parameters(), self._average.mean(since), strict=True):
                 parameter.copy_(mean)
-        self._stage.append(look)
-        if len(self._stage) > 1 and self._gains_nothing(*self._stage[-2:]):
-            return self._end()
-        if rate.rate * _TENTH < FINAL_RATE:
-            return self._end()
-        rate.become(rate.rate * _TENTH)
-        self._begin(self._step)
-        return False
 
     def _gains_nothing(self, before: Look, after: Look) -> bool:
         """Whether a tenth of the rate brought no more than noise, or than what was asked for."""
@@ -110,7 +120,7 @@ class Watch:
         doubt = math.hypot(float(before.level_error), float(after.level_error))
         if self._tol == "auto" or self._tol is None:
             return gain <= 2 * doubt
-        return gain + doubt <= self._tol
+        return max(gain, 0.0) + SURE * doubt <= self._tol
 
     def _seen(self) -> Look:
         rule = self._rule
@@ -119,8 +129,8 @@ class Watch:
         return rule.last
 
     def _end(self) -> bool:
-        look = self._seen()
-        hides = self._tol == "auto" and _SURE * float(look.standard_error) > _HIDDEN
+        look = self._stage[-1] if self._stage else self._seen()
+        hides = self._tol == "auto" and SURE * float(look.standard_error) > _HIDDEN
         self._reason = StopReason.NOISE if hides else StopReason.CONVERGED
         return True
 
@@ -131,16 +141,15 @@ class Watch:
             reason: why no more steps were taken, if not because of what was seen here.
         """
         look = None if self._rule is None else self._rule.last
+        start = self._begun + (look.start if look else 0)
+        if look is None and self._stage:
+            look = self._stage[-1]
         if look is None:
             return Convergence(self._reason or reason)
         if self._reason is None and reason is StopReason.STEPS and not self._stage:
             reason = StopReason.CLIMBING if look.climbing else reason
-        return Convergence(
-            self._reason or reason,
-            self._begun + look.start,
-            float(look.gain),
-            float(look.standard_error),
-        )
+        verdict = self._reason or reason
+        return Convergence(verdict, start, float(look.gain), float(look.standard_error))
 
 
 def _depth(rate: float) -> float:

@@ -20,7 +20,7 @@ from ppl_vi.diagnostics import (
 )
 from ppl_vi.diagnostics.calibration import Calibration, calibrate
 from ppl_vi.diagnostics.pareto import KHat
-from ppl_vi.errors import CompileError, DataError, GuideError, ModelError
+from ppl_vi.errors import CheckpointError, CompileError, DataError, GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.estimators import (
     Baseline,
@@ -59,6 +59,7 @@ __all__ = [
     "ELBO",
     "Baseline",
     "Calibration",
+    "CheckpointError",
     "CompileError",
     "ControlVariate",
     "Convergence",

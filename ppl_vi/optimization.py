@@ -187,14 +187,17 @@ class StagedRate(LRScheduler):
     """A learning rate that stays until it is told to become another, or to fall.
 
     Attributes:
-        rate: of the present stage.
         falling: whether it falls geometrically, step by step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.rate = float(optimizer.param_groups[0]["lr"])
         self.falling, self._decay = False, 1.0
         super().__init__(optimizer)
+
+    @property
+    def rate(self) -> float:
+        """The present rate, also where it was slowed down from outside."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of the next step, for each group."""
@@ -202,7 +205,6 @@ class StagedRate(LRScheduler):
 
     def become(self, rate: float) -> None:
         """Take this rate from the next step on."""
-        self.rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 

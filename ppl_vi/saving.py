@@ -27,7 +27,7 @@ from ppl_vi.objectives import ELBO
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import forget
 from ppl_vi.randomness import forked_rng
-from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.stopping import Convergence, Restart, StopReason
 from ppl_vi.sweeping import bound_by_batches, is_swept
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Saved(ABC):
     execution: Execution
     remarks: tuple[str, ...]
     convergence: Convergence | None
+    restarts: tuple[Restart, ...]
     seed: int | None
 
     def save(self, path: Path) -> None:
@@ -149,6 +150,10 @@ class Saved(ABC):
             "execution": asdict(self.execution),
             "estimators": self.estimators,
             "remarks": self.remarks,
+            "restarts": [
+                [float(one.bound), one.bound.standard_error, one.num_steps, one.stop_reason.name]
+                for one in self.restarts
+            ],
             "seconds": self.seconds,
             "seed": self.seed,
         }
@@ -175,5 +180,9 @@ def _result(
         remarks=state["remarks"],
         objective=objective,
         seed=state["seed"],
+        restarts=tuple(
+            Restart(Estimate(value, error), steps, StopReason[reason])
+            for value, error, steps, reason in state["restarts"]
+        ),
         convergence=told and Convergence(**{**told, "verdict": StopReason[told["verdict"]]}),
     )

@@ -203,7 +203,7 @@ class PosteriorDraws(ABC):
         """Draws that importance weights correct."""
         from ppl_vi.diagnostics.reweighting import reweighted  # it asks questions itself
 
-        _check_draws(num_samples)
+        check_draws(num_samples)
         job = marginalized(self.job)
         pair = job.pair(job.source.whole())
         with self.fitted.applied():

@@ -28,7 +28,6 @@ from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
 from ppl_vi.optimization import (
-    INITIAL_RATE,
     OptimizerChoice,
     Stepper,
     TorchStepper,
@@ -40,6 +39,7 @@ from ppl_vi.preparation import forget
 from ppl_vi.program import Structure
 from ppl_vi.randomness import restored_on_error
 from ppl_vi.rate_search import searched_rate
+from ppl_vi.rates import INITIAL_RATE
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
 from ppl_vi.runners import EagerRunner, OnNan

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
-from types import FunctionType
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,15 +13,14 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ppl_vi.bare_steps import take_step, without_compiler
 from ppl_vi.checkpoints import State
 from ppl_vi.moments import saved, slow_down
+from ppl_vi.rates import INITIAL_RATE, StagedRate, default_optimizer
 
 OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
-
-INITIAL_RATE, FINAL_RATE = 0.05, 5e-6
 
 
 class Stepper(Protocol):
@@ -82,8 +76,8 @@ def make_stepper(
             f"optimizer: pass a torch.optim class, a function from parameters to an optimizer or "
             f"scheduler, a Pyro optimizer or 'search'; not {type(optimizer).__name__!r} itself."
         )
-    make = optimizer or (lambda tensors: _default(tensors, steps, staged, rate))
-    with _without_compiler():
+    make = optimizer or (lambda tensors: default_optimizer(tensors, steps, staged, rate))
+    with without_compiler():
         made = make(list(parameters.values()))
     if not isinstance(made, (Optimizer, LRScheduler)):
         raise TypeError(
@@ -96,25 +90,6 @@ def make_stepper(
             "Use torch.optim.Adam, or leave optimizer out."
         )
     return TorchStepper(made, parameters)
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Make optimizers without loading torch's compiler.
-
-    torch loads it, which takes a second, in order to hide the making of optimizers from it. Where it
-    is not there, there is nothing to hide from.
-    """
-    add_group: Any = getattr(Optimizer.add_param_group, "__wrapped__", None)
-    known = hasattr(add_group, "__dynamo_disable")
-    if add_group is None or known or "torch._dynamo" in sys.modules:
-        yield
-        return
-    add_group.__dynamo_disable = add_group
-    try:
-        yield
-    finally:
-        vars(add_group).pop("__dynamo_disable", None)
 
 
 def _fuse(optimizer: Optimizer) -> None:
@@ -135,82 +110,6 @@ def _is_plain(parameter: Tensor) -> bool:
     """Whether torch's kernel of one pass does right by it."""
     real = parameter.is_floating_point()
     return parameter.device.type == "cpu" and real and parameter.is_contiguous()
-
-
-def _step(optimizer: Optimizer) -> None:
-    """A step of the optimizer that does not load torch's compiler, if that is not there yet.
-
-    torch loads it, which takes a second, in order to hide the step from it.
-    """
-    bare = None if "torch._dynamo" in sys.modules else bare_step(optimizer)
-    if bare is None or optimizer.defaults.get("differentiable"):
-        optimizer.step()
-        return
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks for
-    with torch.no_grad():
-        bare(optimizer)
-
-
-def bare_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
-    """The step that torch wrote for the optimizer, taken out of its wrappers.
-
-    ``None`` where someone else wrote it, replaced it or listens to it.
-    """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    step: Any = type(optimizer).step
-    own = vars(optimizer).get("step", step)  # a scheduler's wrapper tells what it is around
-    if own is not step and getattr(own, "__wrapped__", None) is not step:
-        return None
-    if any((*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)):
-        return None
-    return _unwrapped(step)
-
-
-@cache
-def _unwrapped(step: Any) -> Callable[[Optimizer], Any] | None:
-    """The function inside torch's two wrappers; ``None`` where they are not those that are known."""
-    for wrapper in ("profile_hook_step.<locals>.wrapper", "for_differentiable.<locals>._use_grad"):
-        if not isinstance(step, FunctionType) or not step.__code__.co_qualname.endswith(wrapper):
-            return None
-        step = inspect.getclosurevars(step).nonlocals["func"]
-    return step if step.__module__.startswith("torch.optim.") else None
-
-
-def _default(parameters: list[Tensor], steps: int, staged: bool, rate: float) -> LRScheduler:
-    adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
-    if staged:
-        return StagedRate(adam)
-    return torch.optim.lr_scheduler.ExponentialLR(adam, (FINAL_RATE / rate) ** (1 / max(1, steps)))
-
-
-class StagedRate(LRScheduler):
-    """A learning rate that stays until it is told to become another, or to fall.
-
-    Attributes:
-        falling: whether it falls geometrically, step by step.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.falling, self._decay = False, 1.0
-        super().__init__(optimizer)
-
-    @property
-    def rate(self) -> float:
-        """The present rate, also where it was slowed down from outside."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def get_lr(self) -> list[float | Tensor]:
-        """The rate of the next step, for each group."""
-        return [group["lr"] * self._decay for group in self.optimizer.param_groups]
-
-    def become(self, rate: float) -> None:
-        """Take this rate from the next step on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def fall(self, last: float, steps: int) -> None:
-        """Fall from the present rate to a last one in so many steps."""
-        self.falling, self._decay = True, (last / self.rate) ** (1 / max(1, steps))
 
 
 class TorchStepper:
@@ -240,7 +139,7 @@ class TorchStepper:
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         for name in parameters:
             self._meet(name, parameters)
-        _step(self.optimizer)
+        take_step(self.optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(loss)
         elif self._scheduler is not None:

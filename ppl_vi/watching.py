@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppl_vi.averaging import TailAverage
 from ppl_vi.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
-from ppl_vi.optimization import FINAL_RATE, INITIAL_RATE, StagedRate
+from ppl_vi.rates import FINAL_RATE, INITIAL_RATE, StagedRate
 from ppl_vi.stopping import Convergence, StopReason
 
 EVERY = 100

@@ -23,7 +23,9 @@ SOURCE = Path(os.environ.get("PPL_VI_SOURCE", Path(__file__).parents[1]))
 DOCS = SOURCE / "docs"
 NUMBER = re.compile(r"[-\N{MINUS SIGN}]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
-SLOW = {"docs/tutorial.md", "docs/estimators.md"}
+SLOW = {
+    f"docs/{name}.md" for name in ("tutorial", "estimators", "trust", "cavi", "vae", "coming_from")
+}
 """Pages that take long."""
 
 if not DOCS.is_dir():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.bare_steps import bare_step
 from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.capturing import Captured, close, repeatable_draws
 from ppl_vi.compilation.flat import FlatParameters
@@ -18,7 +19,7 @@ from ppl_vi.compilation.graphs import functional
 from ppl_vi.compilation.products import with_written_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.errors import CompileError
-from ppl_vi.optimization import Stepper, TorchStepper, bare_step
+from ppl_vi.optimization import Stepper, TorchStepper
 from ppl_vi.runners import EagerRunner, Taken
 from ppl_vi.streaming import Stream
 

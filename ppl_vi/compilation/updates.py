@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ppl_vi.adam import adam
-from ppl_vi.optimization import bare_step
+from ppl_vi.bare_steps import bare_step
 
 
 @dataclass(frozen=True)

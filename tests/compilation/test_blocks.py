@@ -69,6 +69,7 @@ def test_a_callback_stops_it() -> None:
     torch.testing.assert_close(stopped.losses, whole.losses[:150], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_rates_and_weights_do_not_recompile() -> None:
     def optimizer(parameters: Any) -> Any:
         adam = torch.optim.Adam(parameters, lr=0.1)

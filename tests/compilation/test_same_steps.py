@@ -248,8 +248,6 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "adagrad": partial(of_switch, optimizer=partial(torch.optim.Adagrad, lr=0.1)),
     "pyro's optimizer": partial(of_switch, optimizer=pyro.optim.ClippedAdam({"lr": 0.1})),
 }
-COMPILED = ("module",)
-"""In the default run: buffers and dropout; test_blocks has more."""
 SLOW = [f"{n}, {g}" for n in MIXTURES for g in GUIDES if n != "textbook" and g != "normal"]
 SLOW += ["autoencoder, full", "autoencoder, mixture", "regression, affine flow"]
 """The default run captures every mixture with one guide, and every guide with one mixture."""
@@ -291,7 +289,8 @@ def assert_same(one: FitResult, other: FitResult, tolerance: float) -> None:
                 )
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_compiled(name: str) -> None:
     eager, compiled = taken(SETTINGS[name], False), taken(SETTINGS[name], True)
     assert compiled.execution.mode == "compiled"
@@ -301,9 +300,3 @@ def test_compiled(name: str) -> None:
     torch.testing.assert_close(compiled.losses[:3], eager.losses[:3], rtol=1e-5, atol=1e-5)
     again = taken(SETTINGS[name], True)
     assert_same(again, compiled, 0.0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in COMPILED])
-def test_compiled_all(name: str) -> None:
-    test_compiled(name)

@@ -126,7 +126,7 @@ def handed_over(guide: CAVIGuide) -> set[str]:
 def test_the_bound_never_falls_and_is_told_honestly(name: str) -> None:
     """``result.bound`` within 4 standard errors of ``result.elbo``: one false alarm in 16,000 each."""
     model, arguments, left = MODELS[name]
-    result = fit(model, "cavi", arguments, seed=0, steps=15, progress=False)
+    result = fit(model, "cavi", arguments, seed=0, steps=15, tol=None, progress=False)
     assert (result.losses.diff() < 1e-9 * result.losses.abs().max()).all()
     assert isinstance(result.guide, CAVIGuide) and handed_over(result.guide) == left
     assert result.remarks == result.guide.remarks()
@@ -138,7 +138,9 @@ def test_the_bound_never_falls_and_is_told_honestly(name: str) -> None:
     assert left < latents == set(result.guide.factors())
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "dispersed counts"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("hierarchy", marks=pytest.mark.slow), "dispersed counts"]
+)
 def test_as_good_as_gradients_alone(name: str) -> None:
     """Independent factors fitted by Adam are no better, but for 0.2 nats.
 

@@ -75,7 +75,7 @@ class Mixture:
 SETTINGS: Any = {"compile": False, "progress": False}
 
 
-@pytest.mark.parametrize(("dims", "seed"), [(2, 0), (10, 2)])
+@pytest.mark.parametrize(("dims", "seed"), [(2, 0), pytest.param(10, 2, marks=pytest.mark.slow)])
 def test_restarts_find_the_best_optimum(dims: int, seed: int) -> None:
     x, centers = separated(dims, seed)
     best = fit(Mixture(start=centers), "cavi", x, seed=0, **SETTINGS).bound

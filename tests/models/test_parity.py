@@ -215,8 +215,16 @@ class Joint:
         return parameters[f"MultivariateNormalGuide.{name}"]
 
 
-@grid(*CASES)
-@pytest.mark.parametrize("family", [MeanField, Joint])
+FAST_FAMILIES = {(MeanField, 1, "learned", "learned"), (Joint, 2, "dirichlet", "full")}
+
+
+@pytest.mark.parametrize(
+    ("family", "dims", "pi", "sigma"),
+    [
+        pytest.param(*case, marks=() if case in FAST_FAMILIES else pytest.mark.slow)
+        for case in ((family, *case) for family in (MeanField, Joint) for case in CASES)
+    ],
+)
 def test_the_bound_and_its_gradient_of_a_named_guide(twins, family, dims, pi, sigma):
     import jax
 

@@ -145,6 +145,7 @@ def trained(
         objective=ELBO(num_particles=2, estimators={"z": ESTIMATORS[name]}),
         optimizer=_adam(rate),
         steps=options.epochs * (len(training) // BATCH),
+        tol=None,
         batch_size=BATCH,
         seed=seed,
         progress=False,

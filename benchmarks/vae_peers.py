@@ -118,6 +118,7 @@ def by_fit(
         objective=objective,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=RATE),
         steps=steps,
+        tol=None,
         batch_size=BATCH,
         seed=seed,
     )
@@ -192,6 +193,7 @@ def compare_times(steps: int, seed: int) -> None:
         objective=ELBO(1),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=RATE),
         steps=steps,
+        tol=None,
         batch_size=BATCH,
         compile=True,
         seed=seed,

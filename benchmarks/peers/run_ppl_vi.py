@@ -47,6 +47,7 @@ class _Fits:
             objective=ELBO(num_particles=1, analytic=False),
             optimizer=lambda tensors: torch.optim.Adam(tensors, lr=problem.rate),
             steps=steps,
+            tol=None,
             seed=task.seed,
             progress=False,
             **options,

@@ -139,5 +139,5 @@ def _warn(draws: ReweightedDraws) -> None:
         warnings.warn(
             f"reweight: these are {draws.num_distinct} different ones of the guide's "
             f"{draws.num_proposals} draws, and their k-hat is {draws.khat}.",
-            stacklevel=6,
+            stacklevel=5,
         )

@@ -63,10 +63,11 @@ class Convergence:
                 f"nearer to the posterior (initial_values).",
             )
         if self.verdict is StopReason.NOISE:
+            hidden = SURE * self.standard_error
             return (
-                f"the bound is flat, but so noisy that gains under {SURE * self.standard_error:.2g} nats "
-                f"would not show. To see them, pass objective=ELBO(num_particles=...) with more particles "
-                f"or a larger batch_size; to take all steps, tol=None.",
+                f"the bound is flat, but so noisy that gains under {hidden:.2g} nats would not show. To "
+                f"see them, pass objective=ELBO(num_particles=...) with more particles or a larger "
+                f"batch_size; to take all steps, tol=None.",
             )
         return ()
 

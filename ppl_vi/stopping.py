@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ppl_vi.convergence import SURE
 from ppl_vi.estimate import Estimate
 
 
@@ -30,8 +31,8 @@ class Convergence:
 
     Attributes:
         verdict: why it stopped.
-        step: where the window began whose bound and iterates were averaged, counted from 0; ``None``
-            where there was none.
+        step: where the window began whose bound was averaged, counted from 0; ``None`` where there
+            was none.
         gain: how much the mean bound rose from the first to the second half of that window, in nats:
             what steps at the last learning rate might still bring. NaN where it was not estimated.
         standard_error: of the gain, from the spread of block means; NaN likewise.
@@ -62,10 +63,11 @@ class Convergence:
                 f"nearer to the posterior (initial_values).",
             )
         if self.verdict is StopReason.NOISE:
+            hidden = SURE * self.standard_error
             return (
-                f"the bound is flat, but so noisy that gains under {2 * self.standard_error:.2g} nats "
-                f"would not show. Pass objective=ELBO(num_particles=...) with more particles, a larger "
-                f"batch_size, or a smaller tol.",
+                f"the bound is flat, but so noisy that gains under {hidden:.2g} nats would not show. To "
+                f"see them, pass objective=ELBO(num_particles=...) with more particles or a larger "
+                f"batch_size; to take all steps, tol=None.",
             )
         return ()
 

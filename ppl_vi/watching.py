@@ -99,7 +99,8 @@ class Watch:
     def _rested(self, rate: StagedRate) -> bool:
         """The bound rises no more at this rate: go on from the mean iterate at a lower one, or end."""
         look = self._seen()
-        self._take_mean(self._begun + look.start)
+        # Losses may hide that the iterates still moved at first: only the later half counts.
+        self._take_mean((self._begun + look.start + self._step) // 2)
         self._stage.append(look)
         lowest = rate.rate * _TENTH < FINAL_RATE
         if lowest or (len(self._stage) > 1 and self._gains_nothing(*self._stage[-2:])):

@@ -48,6 +48,7 @@ class Diagnosis:
         signal: signal and noise of the gradient by parameter; None for exact updates.
         kl: where the bound comes from, by site.
         remarks: of empty, collapsed and duplicate parts, a line each.
+        advice: on how the fit stopped, likewise; that a bound was noisy speaks against no fit.
         calibration: where it was asked for.
         nuts: likewise.
         left_out: why something is missing, by its name.
@@ -61,6 +62,7 @@ class Diagnosis:
     signal: pd.DataFrame | None
     kl: pd.DataFrame | None
     remarks: tuple[str, ...]
+    advice: tuple[str, ...]
     calibration: Calibration | None
     nuts: pd.DataFrame | None
     left_out: Mapping[str, str]
@@ -71,6 +73,11 @@ class Diagnosis:
         lines = []
         if self.khat is not None and not self.khat.usable:
             lines.append(f"k-hat is {format(float(self.khat), '.2f')}: {self.khat.words}")
+        elif self.khat is not None and not self.khat.close_in_bulk:
+            lines.append(
+                f"the guide is off: its draws are worth {self._effective} of the posterior's, but "
+                f"weights correct them (sample(n, reweight=True))"
+            )
         if self.converged is False:
             lines.append(f"not converged: {self.convergence}")
         if self.calibration is not None and not self.calibration.passed:
@@ -86,18 +93,27 @@ class Diagnosis:
         if self.doubts:
             more = len(self.doubts) - 1
             also = f" (and {more} more, below)" if more else ""
-            bulk = self.khat is not None and self.khat.close_in_bulk and not more
-            said = "To be used with care" if bulk else "Not to be trusted as it is"
-            return f"{said}: {self.doubts[0]}{also}."
+            near = self.khat is not None and (self.khat.usable or self.khat.close_in_bulk)
+            said = "To be used with care" if near and not more else "Not to be trusted as it is"
+            return f"{said}: {self.doubts[0].rstrip('.')}{also}."
         if self.khat is None:
             return f"Nothing speaks against it, but there is no k-hat: {self.left_out['khat']}"
         return f"Nothing speaks against it: k-hat is {float(self.khat):.2f}, {self.khat.words}."
 
+    @property
+    def _effective(self) -> str:
+        """How many draws of the posterior those of the guide are worth."""
+        khat = self.khat
+        if khat is None:
+            return ""
+        row = "" if khat.pointwise is None else "in the worst row "
+        return f"{row}{khat.effective_draws:.0f} of {khat.num_draws}"
+
     def __str__(self) -> str:
         lines = [self.verdict, f"ELBO: {self.elbo}", f"stopped: {self.convergence}"]
         if self.khat is not None:
-            effective = f"{self.khat.effective_draws:.0f} of {self.khat.num_draws} draws"
-            lines += [f"k-hat: {self.khat}", f"effective sample size of the weights: {effective}"]
+            lines.append(f"k-hat: {self.khat}")
+            lines.append(f"effective sample size of the weights: {self._effective} draws")
         if self.signal is not None and len(self.signal):
             worst = self.signal["ratio"].idxmax()
             lines.append(
@@ -110,7 +126,7 @@ class Diagnosis:
             lines.append(f"calibration: {self.calibration.words}")
         if self.nuts is not None:
             lines.append(f"NUTS: {_off_nuts(self.nuts) or 'means and widths agree'}")
-        lines += [f"remark: {line}" for line in self.remarks]
+        lines += [f"remark: {line}" for line in (*self.remarks, *self.advice)]
         lines += [f"no {name}: {reason}" for name, reason in self.left_out.items()]
         return "\n".join(lines)
 
@@ -177,7 +193,9 @@ def diagnose(
         if nuts_draws:
             nuts = found("NUTS", lambda: compare_with_nuts(job, nuts_draws, progress))
     collapses = () if kl is None else collapsed(kl)
-    lines = (*result.remarks, *collapses, *components)
+    advice = () if result.convergence is None else result.convergence.advice
+    told = (line for line in result.remarks if line not in advice)
+    lines = (*told, *collapses, *components)
     remarks = tuple({line.split(" (")[0]: line for line in lines}.values())  # figures may differ
     words, converged = _convergence(result)
     return Diagnosis(
@@ -189,6 +207,7 @@ def diagnose(
         signal,
         kl,
         remarks,
+        advice,
         calibration,
         nuts,
         left_out,

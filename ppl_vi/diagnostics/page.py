@@ -66,7 +66,7 @@ def _sections(result: FitResult, diagnosis: Diagnosis) -> list[Section]:
     made = [
         Section(
             "ELBO",
-            (steps, _sentence(diagnosis.convergence)),
+            (steps, _sentence(diagnosis.convergence), *map(_sentence, diagnosis.advice)),
         ),
         Section("Importance weights", _of_weights(diagnosis)),
     ]
@@ -104,7 +104,7 @@ def _of_weights(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 
 def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
 
 
 def _html(table: pd.DataFrame | None) -> str:

@@ -14,7 +14,10 @@ FEWEST_DRAWS = 25
 """With fewer there is no tail that a distribution could be fitted to."""
 
 _GOOD, _EQUAL = 0.5, 1e-3
-_TRY = "Try a guide with correlations ('multivariate_normal'), one that bends ('flow'), or NUTS"
+_TRY = (
+    "Try a guide with correlations if it has none ('multivariate_normal'), one that bends ('flow'), or "
+    "NUTS"
+)
 
 
 def smoothed(log_w: Tensor, rounding: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -142,7 +145,9 @@ class KHat(float):
         if self == -math.inf:
             return "fine: the largest weights are all equal, so that none stands out"
         if self < min(_GOOD, usable(self.num_draws)):
-            return "fine: the guide is close to the posterior"
+            if self.close_in_bulk:
+                return "fine: the guide is close to the posterior"
+            return "fine: the guide is too wide, but weighted draws correct it"
         if self.usable:
             return "fine: the guide is off, but near enough for weighted draws to correct it"
         if self.close_in_bulk:

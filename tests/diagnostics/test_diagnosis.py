@@ -1,6 +1,7 @@
 """A diagnosis says what is wrong, and a page of it stands by itself in a browser."""
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -10,9 +11,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vi import fit
+from ppl_vi import StopReason, fit
 from ppl_vi.diagnostics.components import component_remarks
 from ppl_vi.models import BayesianGMM
+from ppl_vi.stopping import Convergence
 
 
 def model(x):
@@ -58,6 +60,21 @@ def test_a_bad_fit():
     assert row["shift"] == pytest.approx(4.0, abs=1.0) and row["width"] == pytest.approx(
         2.0, abs=0.5
     )
+
+
+def test_a_guide_that_is_too_wide_is_to_be_reweighted():
+    report = at_start(ratio=4.0).diagnose(1_000, progress=False)
+    assert report.khat.usable and "too wide" in report.khat.words
+    assert report.verdict.startswith("To be used with care: the guide is off: its draws are worth")
+    assert "sample(n, reweight=True)" in report.doubts[0]
+
+
+def test_noise_alone_speaks_against_nothing():
+    result = at_start()
+    noisy = dataclasses.replace(result, convergence=Convergence(StopReason.NOISE, 0, 0.1, 2.0))
+    noisy = dataclasses.replace(noisy, remarks=noisy.convergence.advice)
+    report = noisy.diagnose(1_000, progress=False)
+    assert report.doubts == () and "remark: the bound is flat, but so noisy" in str(report)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])

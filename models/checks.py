@@ -61,9 +61,10 @@ def check_shape(name: str, value: Any, *shapes: str, integer: bool = False) -> N
     is_integer = not (value.is_floating_point() or value.is_complex())
     if not fits or is_integer != integer:
         found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        remedy = (
-            "" if not fits else f" Pass {name.split()[-1]}.{'long()' if integer else 'double()'}."
-        )
+        own = name.split()[-1]
+        remedy = f" Pass {own}.{'long()' if integer else 'double()'}." if fits else ""
+        if value.dim() == 1 and "[N, D]" in shapes:
+            remedy = f" Pass one column as {own}[:, None]."
         raise DataError(f"{expected}, not {found}.{remedy}")
     if not value.numel():
         raise DataError(f"{name} has no entries: {list(value.shape)}. Pass at least one row.")

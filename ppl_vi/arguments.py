@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,12 @@ def batch_arguments(items: Any, device: Device) -> Arguments:
 
 
 def _leaf(leaf: Any, name: str, device: Device) -> Any:
-    """A checked tensor of an array, tensor or pandas object; anything else unchanged."""
+    """A checked tensor of numbers, as a list, array, tensor or table; anything else unchanged."""
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(leaf, pandas.Series | pandas.DataFrame):
         leaf = leaf.to_numpy()
+    if isinstance(leaf, list) and _only_numbers(leaf) and not _only_integers(leaf):
+        leaf = number_array(leaf, name)  # integers may be sizes of layers, or of plates
     if isinstance(leaf, np.ndarray):
         leaf = _array_to_tensor(leaf, name)
     if not isinstance(leaf, Tensor):
@@ -87,22 +89,32 @@ def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
 
 
-def number_array(values: list[Any]) -> np.ndarray[Any, Any]:
+def number_array(values: list[Any], name: str = "data") -> np.ndarray[Any, Any]:
     """A list of numbers, or of equally long lists of them, as an array.
+
+    Args:
+        values: the list.
+        name: for messages.
 
     Raises:
         DataError: it is anything else.
     """
-
-    def only_numbers(value: Any) -> bool:
-        if isinstance(value, list):
-            return all(map(only_numbers, value))
-        return isinstance(value, Real | np.bool_)
-
-    if only_numbers(values):
+    if _only_numbers(values):
         with suppress(ValueError):  # nested lists of different lengths
             return np.asarray(values)
     raise DataError(
-        "A list given as `data` must be numbers, or equally long lists of numbers. Pass a tuple "
+        f"A list given as `{name}` must be numbers, or equally long lists of numbers. Pass a tuple "
         "for several arguments, or a dict to name them."
+    )
+
+
+def _only_numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_only_numbers, value))
+    return isinstance(value, Real | np.bool_)
+
+
+def _only_integers(value: Any) -> bool:
+    return (
+        all(map(_only_integers, value)) if isinstance(value, list) else isinstance(value, Integral)
     )

@@ -129,8 +129,9 @@ def data_source(data: Any, batch_size: int | None = None, device: Device = None)
     """Read `data` as the arguments of a model, whole or in batches.
 
     A tensor, array, pandas object or list of numbers is one positional argument, a tuple is
-    positional arguments, a dict is keyword arguments, and None is no argument. Floating arrays take
-    torch's default dtype; tensors keep theirs, and anything else passes unchanged. The first tensor
+    positional arguments, a dict is keyword arguments, and None is no argument. Floating arrays and
+    lists take torch's default dtype; tensors keep theirs, and anything else passes unchanged (in a
+    tuple or dict a list of integers too, which may be sizes of layers). The first tensor
     with dimensions gives the number of rows N; tensors of that length are rows, others pass whole.
 
     An item of a map-style `Dataset` is read in the same way and collated by `default_collate`; its
@@ -160,6 +161,7 @@ def data_source(data: Any, batch_size: int | None = None, device: Device = None)
         return data
     if batch_size is not None:
         batch_size = _positive_integer(batch_size)
+    _check_device(device)
     if isinstance(data, DataLoader):
         if batch_size is not None:
             raise DataError(
@@ -299,6 +301,17 @@ class _LoaderSource(DataSource):
                 f"The DataLoader gave no batch from {self.num_rows} rows. Use drop_last=False or a "
                 "smaller batch_size."
             )
+
+
+def _check_device(device: Device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as cause:
+        raise DataError(
+            f"device={device!r} is not to be had here (torch says: "
+            f"{str(cause).splitlines()[0].rstrip('.')}). Leave `device` out to compute where the data "
+            "are, or name one that torch finds, such as 'cpu'."
+        ) from cause
 
 
 def _has_rows(leaf: Any) -> bool:

@@ -130,6 +130,7 @@ def fit(
     """
     objective = ELBO() if objective is None else objective
     _check_options(objective, steps, restarts, on_nan, compile, tol)
+    _check_callbacks(callbacks)
     source = data_source(data, batch_size, device)
     settings = Settings(
         model,
@@ -191,8 +192,9 @@ def _check_options(
     objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any, tol: Any
 ) -> None:
     if not isinstance(objective, pyro.infer.ELBO):
+        made = f" Make one first: {objective.__name__}()." if isinstance(objective, type) else ""
         raise TypeError(
-            f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}."
+            f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}.{made}"
         )
     for name, value in (("steps", steps), ("restarts", restarts)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -204,6 +206,13 @@ def _check_options(
         raise ValueError(f"tol must be 'auto', None or a number of nats above 0, not {tol!r}.")
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    listed = isinstance(callbacks, Sequence) and not isinstance(callbacks, str)
+    if not listed or not all(map(callable, callbacks)):
+        one = ", callbacks=[function]" if callable(callbacks) else ""
+        raise TypeError(f"callbacks: pass a list of functions{one}, not {callbacks!r}.")
 
 
 def _finite_bound(result: FitResult) -> float:

@@ -82,12 +82,16 @@ def register_guide(name: str, builder: GuideBuilder) -> None:
         name: what a person writes.
         builder: takes the model, its enumerable sites hidden, and a ``GuideStart``.
 
+    Raises:
+        TypeError: the name is no string, or the builder no function.
+
     Example:
         >>> from pyro.infer.autoguide import AutoDiagonalNormal
         >>> from ppl_vi import register_guide
         >>> from ppl_vi.registry import autoguide_builder
         >>> register_guide("diagonal", autoguide_builder(AutoDiagonalNormal))
     """
+    _check_entry(name, builder)
     _BUILDERS[name] = builder
 
 
@@ -98,7 +102,18 @@ def register_swept_guide(name: str, builder: SweptBuilder) -> None:
         name: what a person writes.
         builder: takes the model, and gives a ``SweptGuide``.
     """
+    _check_entry(name, builder)
     _SWEPT[name] = builder
+
+
+def _check_entry(name: Any, builder: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a guide is registered under a name, a string, not {name!r}.")
+    if not callable(builder):
+        raise TypeError(
+            f"guide '{name}': the builder has to be a function that returns a guide, not {builder!r}. "
+            f"For an autoguide class pass autoguide_builder(ItsClass)."
+        )
 
 
 def swept_builder(name: str) -> SweptBuilder | None:

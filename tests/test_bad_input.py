@@ -13,7 +13,17 @@ import torch
 from pyro.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vi import DataError, GuideError, ModelError, ScoreFunctionELBO, fit
+from ppl_vi import (
+    ELBO,
+    DataError,
+    GuideError,
+    ModelError,
+    Pathwise,
+    ScoreFunctionELBO,
+    fit,
+    register_guide,
+)
+from ppl_vi.models import ConjugateGMM
 
 X = torch.linspace(0.5, 2.0, 10)
 
@@ -153,6 +163,19 @@ def needs_draws(x: Any) -> None:
     pyro.sample("width", dist.Uniform(low, low + 1.0))
 
 
+def real_width(x: Any) -> None:
+    width = pyro.sample("width", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, width), obs=x)
+
+
+def tied(x: Any) -> None:
+    total = sum(pyro.sample(f"z{i}", dist.Bernoulli(0.5)) for i in range(26))
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean + total, 1.0), obs=x)
+
+
 def loader() -> Any:
     return DataLoader(TensorDataset(X), batch_size=4)
 
@@ -224,6 +247,19 @@ CASES: dict[str, Bad] = {
     "an optimizer by name": bad(TypeError, "optimizer.*class", optimizer="adam"),
     "a factory of nothing": bad(TypeError, "optimizer.*NoneType", optimizer=lambda parameters: None),
     "LBFGS": bad(TypeError, "LBFGS.*closure", optimizer=torch.optim.LBFGS),
+    "a device elsewhere": bad(DataError, "device='nowhere'.*Leave `device` out", device="nowhere"),
+    "a list of integers observed": bad(DataError, r"'x'.*list.*torch.tensor\(values\)",
+                                       model=counts, data=([1, 2],), guide="normal"),
+    "real numbers as a width": bad(ModelError, "the model.*scale of Normal.*site 'width'.*HalfNormal",
+                                   model=real_width, guide="normal"),
+    "too many joint states": bad(ModelError, "26 discrete.*'z0'.*Draw some of them in the guide",
+                                 model=tied, guide="normal"),
+    "too many joint states, exact updates": bad(ModelError, "26 discrete.*'z0'.*pyro.markov",
+                                                model=tied, guide="cavi"),
+    "an estimator's class": bad(TypeError, r"'mean'.*Pathwise\(\)",
+                                objective=ELBO(estimators={"mean": Pathwise})),
+    "a column too few": bad(DataError, r"\[N, D\].*data\[:, None\]", model=ConjugateGMM(2),
+                            guide="cavi"),
     "a number as objective": bad(TypeError, "objective.*3", objective=3),
     "an objective's class": bad(TypeError, "objective.*ScoreFunctionELBO", objective=ScoreFunctionELBO),
     "Trace_ELBO on a mixture": bad(GuideError, "'z'.*Trace_ELBO.*TraceEnum_ELBO", model=mixture,
@@ -271,3 +307,26 @@ def test_every_fit_looks_at_its_own_data():
     fit(model, guide, X, steps=1, progress=False)
     with pytest.raises(DataError, match="'x'"):
         fit(model, guide, torch.full_like(X, float("inf")), steps=1, progress=False)
+
+
+def test_one_function_as_callbacks():
+    with pytest.raises(TypeError, match=r"callbacks=\[function\]"):
+        fit(model, guide, X, callbacks=lambda progress: None, progress=False)
+
+
+def test_a_guide_registered_without_a_builder():
+    with pytest.raises(TypeError, match=r"'zz'.*a function that returns a guide, not 3"):
+        register_guide("zz", 3)  # type: ignore[arg-type]
+
+
+def line(x: Any, y: Any = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def test_lists_of_numbers_are_data_wherever_they_stand():
+    result = fit(line, "normal", ([1.0, 2.0], [2.0, 3.0]), steps=3, seed=0, progress=False)
+    assert result.predict([1.0, 2.0, 3.0], num_samples=5)["y"].shape == (5, 3)
+    with pytest.raises(DataError, match="'y' is observed in the fit, but not with this data"):
+        result.log_evidence(10, data=[1.0, 2.0])

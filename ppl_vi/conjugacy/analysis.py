@@ -8,7 +8,7 @@ is zero, neither needs the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,15 @@ from ppl_vi.conjugacy.sampled_family import sampled_families
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.conjugacy.values import NotConjugateError
 from ppl_vi.errors import ModelError
-from ppl_vi.program import Latents, LatentSite, Pair, Term, latents_of, weighted_sum
+from ppl_vi.program import (
+    Latents,
+    LatentSite,
+    Pair,
+    Term,
+    latents_of,
+    limited_joint_states,
+    weighted_sum,
+)
 
 _ZERO = 1e-5
 
@@ -42,9 +50,11 @@ def analyse(pair: Pair, structured: bool = False) -> tuple[Ascent, Latents]:
         ModelError: ``structured``, and the program has no Gaussian of that kind.
     """
     latents = latents_of(pair, draw_of_prior)
-    ascent = _with_families(pair, latents)
-    with _told(ascent):
-        ascent.elbo(ascent.around(ascent.draws, 0.5))
+    enumerated = [site.name for site in latents.sites if site.enumerable]
+    with limited_joint_states(enumerated) if enumerated else nullcontext():
+        ascent = _with_families(pair, latents)
+        with _told(ascent):
+            ascent.elbo(ascent.around(ascent.draws, 0.5))
     families = dict(ascent.families)
     gaussian = {n: f for n, f in families.items() if isinstance(f, GaussianFamily)}
     coupled = _coupled(ascent, list(gaussian))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Estimator
@@ -33,10 +33,14 @@ def named_estimators(structure: Structure, estimators: Estimators) -> dict[str, 
     if not isinstance(estimators, Mapping):
         raise TypeError(
             f"estimators: pass an estimator, a dict by site or 'auto', not {estimators!r}."
+            f"{_made(estimators)}"
         )
     for name, estimator in estimators.items():
         if not isinstance(estimator, Estimator):
-            raise TypeError(f"estimators: site '{name}' has {estimator!r}, which is no estimator.")
+            raise TypeError(
+                f"estimators: site '{name}' has {estimator!r}, which is no estimator."
+                f"{_made(estimator) or ' Pass one, such as Pathwise() or ScoreFunction().'}"
+            )
         if name in structure.marginalized and isinstance(estimator, Enumerate):
             continue  # the model sums it out anyway
         if name not in structure.drawn:
@@ -62,3 +66,9 @@ def _unknown(structure: Structure, name: str) -> str:
         f"site '{name}' has an estimator, but the guide draws no such site (it draws {drawn}). "
         f"Correct the name, or leave it out."
     )
+
+
+def _made(given: Any) -> str:
+    """What to write in place of a class of estimators."""
+    is_class = isinstance(given, type) and issubclass(given, Estimator)
+    return f" Make one of the class: {given.__name__}()." if is_class else ""

@@ -35,6 +35,7 @@ from ppl_vi.program.expected import (
 )
 from ppl_vi.program.features import features
 from ppl_vi.program.inspection import inspect, inspect_model
+from ppl_vi.program.joint_states import limited_joint_states
 from ppl_vi.program.layout import (
     align,
     expanded_parameter,
@@ -136,6 +137,7 @@ __all__ = [
     "joint_support",
     "key",
     "latents_of",
+    "limited_joint_states",
     "log_joint_of",
     "look_at_latents",
     "moving_supports",

@@ -46,6 +46,12 @@ def check_observed(model_sites: Mapping[str, Any]) -> None:
             continue
         if site["infer"].get("_deterministic"):
             continue
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise DataError(
+                f"site '{name}': the observed values are a {kind}, not a tensor. Pass "
+                f"torch.tensor(values)."
+            )
         _check_shape(name, site)
         _check_kind(name, site)
         own_mask = distribution._mask if isinstance(distribution, MaskedDistribution) else None

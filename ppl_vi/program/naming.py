@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_messenger import TraceHandler
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -63,11 +65,26 @@ def naming_site(what: str, error: type[ValueError], call: Call) -> Iterator[None
         ) from cause
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as cause:
         scene = Scene(what, cause, call, reached.values, reached.subsampled)
+        inner = _model_inside(cause, call) if error is GuideError else None
+        if inner is not None:
+            scene, error = inner, ModelError
         if isinstance(cause, ModelError | GuideError | DataError):
             raise type(cause)(
                 _first_line(cause)
             ) from cause.__cause__  # Pyro adds a table of shapes
-        raise error(taught(scene) or _untaught(scene, reached.last)) from cause
+        last = reached.last if inner is None else next(reversed([*inner.sites]), None)
+        raise error(taught(scene) or _untaught(scene, last)) from cause
+
+
+def _model_inside(cause: BaseException, call: Call) -> Scene | None:
+    """What failed where a guide, such as an autoguide, runs the model to see its sites."""
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(cause.__traceback__)]
+    traced = [o for o in owners if isinstance(o, TraceHandler) and o.fn is not call.program]
+    if not traced:
+        return None
+    nodes = traced[-1].msngr.trace.nodes
+    sites = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
+    return Scene("the model", cause, call, sites)
 
 
 def _first_line(error: BaseException) -> str:

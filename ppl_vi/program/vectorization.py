@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from ppl_vi.program.dependencies import Tracker
+from ppl_vi.program.joint_states import limited_joint_states
 from ppl_vi.program.run import Factor, run_guide, run_model
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
@@ -40,7 +42,9 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
             structure = replace(structure, guide_particles="plate")
         values = run_guide(structure, pair, draw_plainly, _TRIED).values
         values = {**_rows_of_model(structure, pair, values), **values}
-        alone = run_model(structure, pair, values, _TRIED)
+        limited = limited_joint_states(structure.marginalized)
+        with limited if structure.marginalized else nullcontext():
+            alone = run_model(structure, pair, values, _TRIED)
         trials: list[tuple[Mapping[str, Tensor], Sequence[Factor]]] = [(values, alone)]
         if all(
             value.eq(value[:1]).all() for name, value in values.items() if name in structure.sites

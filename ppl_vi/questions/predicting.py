@@ -27,6 +27,7 @@ from ppl_vi.program import (
     draw_plainly,
     enumerable_sites,
     hide,
+    inspect_model,
     plate_dims,
     run_guide,
 )
@@ -59,7 +60,9 @@ def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
         )
     posterior = SharedPosterior(marginalized(job))
     source = data_source(data, posterior.batch_size)
-    new, whole = NewRows(posterior, source.head(1_000)), posterior.batch_size is None
+    head = source.head(1_000)
+    _check_observed(posterior, head)
+    new, whole = NewRows(posterior, head), posterior.batch_size is None
 
     def pairs() -> Iterator[WeightedPair]:
         """All batches in order; the share of each is not told."""
@@ -68,6 +71,21 @@ def weighing_of_new(job: Job, data: Any) -> tuple[Weighing, str]:
 
     given = posterior.draw if posterior.shared else None
     return Weighing(pairs, posterior.rows, given), "log p(x* | x)" if given else "log p(x*)"
+
+
+def _check_observed(posterior: SharedPosterior, head: Batch) -> None:
+    """Raise a DataError where new data leave out what was observed in the fit: ``y=None``."""
+    model = posterior.job.model
+    pair = Pair(model, posterior.job.guide, head.args, head.kwargs)
+    with handler_of_new(posterior, head):
+        latent = inspect_model(pair).marginalized
+    for name in posterior.structure.of_kind("observed"):
+        if name in latent:
+            raise DataError(
+                f"log_evidence: site '{name}' is observed in the fit, but not with this data, whose "
+                f"probability is asked for. Pass its values too, as in the fit: "
+                f"log_evidence(data=(x, {name})), or predict(x) for draws of '{name}'."
+            )
 
 
 class SharedPosterior:

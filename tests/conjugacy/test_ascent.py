@@ -367,7 +367,7 @@ def normalized(y: Tensor) -> None:
     with pyro.plate("kinds", 3):
         g = pyro.sample("g", dist.Gamma(1.0, 1.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Categorical(g / g.sum(-1)), obs=torch.zeros(len(y)))
+        pyro.sample("y", dist.Categorical(g / g.sum(-1)), obs=torch.zeros(len(y)).long())
 
 
 def looping(y: Tensor) -> None:
@@ -387,7 +387,7 @@ def looping(y: Tensor) -> None:
         (by_scale, "site 'y'.*precision"),
         (conditional, "value of a latent"),
         (normalized, "site 'y'.*probs.*'sum'"),
-        (looping, "70 discrete latents.*pyro.markov"),
+        (looping, "70 discrete sites.*pyro.markov"),
     ],
 )
 def test_what_is_not_conjugate_is_refused(model: Any, words: str) -> None:

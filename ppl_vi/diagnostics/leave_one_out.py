@@ -77,12 +77,15 @@ def _elpd(site: str, plates: Sequence[str], log_w: Tensor, log_likelihood: Tenso
     with_all, _ = smoothed(log_w)
     predictive = (with_all + log_likelihood).logsumexp(0)
     size, good = pointwise.numel(), usable(len(log_w))
-    poor = int((k > good).sum())
+    # Where nearly all draws count, what k-hat finds in the tails moves the sum by little.
+    uneven = (-(2 * without).logsumexp(0)).exp() < len(log_w) / 2
+    poor = int(((k > good) & uneven).sum())
     if poor:
         warnings.warn(
-            f"loo: site '{site}': k-hat is above {good:.2f} for {poor} of {size} observations, whose "
-            f"part of the sum is not to be relied on. Fit a richer guide where result.khat() is "
-            f"large too; else these observations are influential: fit again without them.",
+            f"loo: site '{site}': weights are uneven, with k-hat above {good:.2f}, for {poor} of "
+            f"{size} observations, whose part of the sum is not to be relied on. Fit a richer guide "
+            f"where result.khat() is large too; else these observations are influential: fit again "
+            f"without them.",
             stacklevel=4,
         )
     return _as_arviz(

@@ -100,7 +100,7 @@ class Trust(ABC):
             GuideError, ModelError, FloatingPointError: as ``khat`` does.
 
         Warns:
-            UserWarning: k-hat is above 0.7 for some observations.
+            UserWarning: weights are uneven, with k-hat above 0.7, for some observations.
 
         Example:
             >>> import torch, pyro, pyro.distributions as dist

@@ -65,9 +65,9 @@ class Convergence:
         if self.verdict is StopReason.NOISE:
             hidden = SURE * self.standard_error
             return (
-                f"the bound is flat, but so noisy that gains under {hidden:.2g} nats would not show. To "
-                f"see them, pass objective=ELBO(num_particles=...) with more particles or a larger "
-                f"batch_size; to take all steps, tol=None.",
+                f"the bound is flat, but so noisy that gains under {hidden:.2g} nats would not show. "
+                f"To see them, pass objective=ELBO(num_particles=...) with more particles or a "
+                f"larger batch_size; to take all steps, tol=None.",
             )
         return ()
 

@@ -15,7 +15,9 @@ import torch
 from ppl_vi import StopReason, fit
 from ppl_vi.averaging import TailAverage
 from ppl_vi.convergence import ConvergenceRule, stop_step
+from ppl_vi.optimization import StagedRate
 from ppl_vi.rate_search import RATES, searched_rate
+from ppl_vi.watching import Watch
 
 WINDOW, TRACES = 400, 200
 X = torch.linspace(-1.0, 3.0, 50)
@@ -102,6 +104,19 @@ def test_the_mean_of_the_last_iterates():
         mean = average.mean(since)[0].item()
         first = max(since + 1, 1) if since < 100 else 100
         assert abs(mean - (first + 100) / 2) <= 4  # a part that began before is left out whole
+
+
+def test_a_rest_is_averaged_over_its_later_half():
+    parameter, noise = torch.zeros(1, requires_grad=True), np.random.default_rng(0)
+    rate = StagedRate(torch.optim.Adam([parameter], lr=0.05))
+    watch = Watch("auto", 10_000, rate, lambda: [parameter])
+    for step in range(100, 3_000, 100):
+        with torch.no_grad():
+            parameter.fill_(8.0 if step <= 300 else 0.0)  # so noisy a loss does not show it
+        watch.sees(noise.standard_normal(100).tolist())
+        if rate.rate < 0.05:
+            break
+    assert rate.rate < 0.05 and parameter.item() == 0.0
 
 
 def model(x):

@@ -147,8 +147,11 @@ class Watch:
             look = self._stage[-1]
         if look is None:
             return Convergence(self._reason or reason)
-        if self._reason is None and reason is StopReason.STEPS and not self._stage:
-            reason = StopReason.CLIMBING if look.climbing else reason
+        if self._reason is None and reason is StopReason.STEPS:
+            if not self._stage and look.climbing:
+                reason = StopReason.CLIMBING
+            elif self._tol != "auto":  # the noise never let so small a gain be told from none
+                reason = StopReason.NOISE
         verdict = self._reason or reason
         return Convergence(verdict, start, float(look.gain), float(look.standard_error))
 

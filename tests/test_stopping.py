@@ -119,6 +119,15 @@ def test_a_rest_is_averaged_over_its_later_half():
     assert rate.rate < 0.05 and parameter.item() == 0.0
 
 
+def test_a_gain_that_the_noise_hides_is_told():
+    watch = Watch(1e-6, 3_000, None, lambda: [])
+    noise = np.random.default_rng(0).standard_normal((30, 100))
+    assert not any([watch.sees(losses.tolist()) for losses in noise])
+    told = watch.told(StopReason.STEPS)
+    assert told.verdict is StopReason.NOISE
+    assert "gains under" in told.advice[0]
+
+
 def model(x):
     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
     with pyro.plate("data", len(x)):

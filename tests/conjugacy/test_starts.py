@@ -373,6 +373,7 @@ def test_the_mixture_gives_values_of_what_it_has(options: Any) -> None:
     assert result.guide.occupancies()["z"].round().tolist() == [30.0, 30.0]
 
 
+@pytest.mark.slow
 def test_topics_part_from_nearly_even_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And come to a far better optimum than from random assignments (by 1,200 to 2,500 nats)."""
     documents, words, topics = 300, 800, 10

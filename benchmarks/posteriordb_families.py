@@ -23,6 +23,7 @@ GUIDES = (
     "normal",
     "lowrank",
     "multivariate_normal",
+    "delta",
     "laplace",
     "structured",
     "mixture",

@@ -143,7 +143,9 @@ class LaplaceGuide(GaussianGuide):
         """
         factor = (self.factor if self.factor.dim() == 2 else self.factor.diag()).double()
         with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
-            whole = WholeLogJoint(job, NormalGuide(self._program[0]))
+            normals = NormalGuide(self._program[0])
+            normals.start_at(self._start)  # a flat prior has no draw to start at
+            whole = WholeLogJoint(job, normals)
             mode = find_mode(whole, self.unwhitened(self.loc).double(), factor)
         root = mode.root()
         if root is None:

@@ -103,6 +103,7 @@ def test_mean_field_misses_them(model):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the bound still climbed")  # before its rate fell
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_flow_goes_around_the_cone(seed):
     """The best published bound is -7.33, the best mean field -8.07."""

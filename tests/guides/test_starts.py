@@ -140,6 +140,21 @@ def test_laplace_is_exact(float64, batch_size):
     assert abs(draws.mean() - (a / b).log()) < 4 * draws.std() / 20_000**0.5
 
 
+def test_laplace_with_flat_priors(float64):
+    """Such a prior has no draw to start at; with it the posterior of b is exactly Gaussian."""
+    x, noise = torch.linspace(-1, 1, 20), torch.sin(7.0 * torch.arange(20))
+
+    def line(y):
+        b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), (2,)))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(b[..., :1] + b[..., 1:] * x, 1.0), obs=y)
+
+    result = fit(line, "laplace", 2 * x + noise, **{**QUICK, "steps": 20})
+    rows = torch.stack([torch.ones(20), x], 1)
+    exact = torch.linalg.lstsq(rows, (2 * x + noise)[:, None]).solution[:, 0]
+    torch.testing.assert_close(result.guide.median()["b"], exact, rtol=1e-8, atol=1e-8)
+
+
 def test_laplace_says_so_where_there_is_no_mode(float64):
     def funnel():
         log_scale = pyro.sample("log_scale", dist.Normal(0.0, 3.0))

@@ -250,6 +250,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 SLOW = [f"{n}, {g}" for n in MIXTURES for g in GUIDES if n != "textbook" and g != "normal"]
 SLOW += ["autoencoder, full", "autoencoder, mixture", "regression, affine flow"]
+SLOW += ["regression, flow", "loader"]
 """The default run captures every mixture with one guide, and every guide with one mixture."""
 
 

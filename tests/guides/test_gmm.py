@@ -86,6 +86,7 @@ def test_minibatches_draw_from_the_logits_of_their_rows(size):
     torch.testing.assert_close(site["fn"].logits, logits.log_softmax(-1))
 
 
+@pytest.mark.slow
 def test_minibatches_reach_the_posterior_of_all_rows():
     """Labels by the score function, means pathwise; 31 rows in batches of 12, the last one of 7."""
     data, model = clusters(0), BayesianGMM(K, tau=10.0, sigma=1.0)

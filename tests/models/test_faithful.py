@@ -94,14 +94,8 @@ def check_explicit(faithful, name, steps, seed):
     assert explicit.elbo < summed_out.elbo + 3 * explicit.elbo.standard_error
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("eruptions", marks=pytest.mark.slow),
-        "both",
-        pytest.param("three", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eruptions", "both", "three"])
 def test_the_explicit_guide_finds_the_same_means(faithful, name):
     check_explicit(faithful, name, 1_500, seed=0)
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ppl_vi.diagnostics.guide_weights import check_enough
 from ppl_vi.diagnostics.pareto import smoothed, usable
-from ppl_vi.diagnostics.reweighting import at_once
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Structure, pointwise_log_likelihood, with_marginalized
 from ppl_vi.questions.checks import check_names
-from ppl_vi.questions.singles import plate_of_singles, singles
+from ppl_vi.questions.singles import on_all_rows, plate_of_singles, singles
 from ppl_vi.sweeping import marginalized
 
 
@@ -37,7 +36,7 @@ def leave_one_out(job: Job, site: str | None, num_draws: int) -> Any:
     check_enough("num_draws", num_draws)
     job = marginalized(job)
     pair = job.pair(job.source.whole())
-    structure, weighing = structure_of(pair), at_once(pair)
+    structure, weighing = structure_of(pair), on_all_rows(pair)
     plate = plate_of_singles(weighing)
     weights, likelihoods = [], []
     for each in singles(weighing, num_draws):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -12,9 +11,8 @@ from torch import Tensor
 from ppl_vi.diagnostics.pareto import KHat
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
-from ppl_vi.program import Pair, Structure, with_marginalized
-from ppl_vi.questions.singles import drawn_again, plate_of_singles, singles
-from ppl_vi.questions.weighing import Weighing
+from ppl_vi.program import Structure, with_marginalized
+from ppl_vi.questions.singles import drawn_again, on_all_rows, plate_of_singles, singles
 from ppl_vi.sweeping import marginalized
 
 _PROPOSALS = 10_000
@@ -62,7 +60,7 @@ def reweighted(job: Job, num_samples: int) -> ReweightedDraws:
     """
     job = marginalized(job)
     pair = job.pair(job.source.whole())
-    structure, weighing = structure_of(pair), at_once(pair)
+    structure, weighing = structure_of(pair), on_all_rows(pair)
     plate = plate_of_singles(weighing)
     proposed = [
         each._replace(values={}) for each in singles(weighing, max(_PROPOSALS, num_samples))
@@ -81,11 +79,6 @@ def reweighted(job: Job, num_samples: int) -> ReweightedDraws:
     draws.num_distinct = min(len(column.unique()) for column in chosen.reshape(num_samples, -1).T)
     _warn(draws)
     return draws
-
-
-def at_once(pair: Pair) -> Weighing:
-    """The weighing of a pair that has all rows."""
-    return Weighing(lambda: [(pair, 1.0, nullcontext())], frozenset())
 
 
 def _systematic(log_weights: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppl_vi.diagnostics.colors import COLORS
+from ppl_vi.diagnostics.pictures import dress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,7 @@ def plot_gradient_variance(table: pd.DataFrame, axis: Axes | None = None) -> Fig
     noisy = variance[variance > 0]
     foot = noisy.min() / 30 if len(noisy) else 1.0
     heights = variance.where(variance > 0, foot)
-    _style(axis)
+    _scales(axis)
     _limits(axis, seconds.to_numpy(), heights.to_numpy())
     _equal_work(axis)
     names = [n if variance[n] > 0 else f"{n} (no noise)" for n in seconds.index]
@@ -71,14 +72,11 @@ def plot_gradient_variance(table: pd.DataFrame, axis: Axes | None = None) -> Fig
     return figure
 
 
-def _style(axis: Axes) -> None:
+def _scales(axis: Axes) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlabel("seconds for one gradient (median)")
-    axis.set_ylabel("variance of one gradient (sum over parameters)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["bottom", "left"]].set_color(_INK)
-    axis.tick_params(color=_INK)
+    labels = "seconds for one gradient (median)", "variance of one gradient (sum over parameters)"
+    dress(axis, labels)
 
 
 def _limits(axis: Axes, seconds: np.ndarray, heights: np.ndarray) -> None:

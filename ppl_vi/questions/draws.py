@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ppl_vi.stopping import StopReason
+    from ppl_vi.stopping import Convergence, StopReason
 
 _DRAWS = 1_000
 
@@ -45,6 +45,7 @@ class PosteriorDraws(ABC):
     losses: Tensor
     elbo: Estimate
     stop_reason: StopReason
+    convergence: Convergence | None
 
     def sample(self, num_samples: int = _DRAWS, reweight: bool = False) -> Draws:
         """Draw from the posterior: every latent, summed-out discrete and deterministic sites too.
@@ -183,7 +184,7 @@ class PosteriorDraws(ABC):
         from ppl_vi.diagnostics.fit_picture import fit_picture  # heavy, and not every fit needs it
 
         draws = {n: v for n, v in self.sample(num_samples).items() if v.is_floating_point()}
-        averaged_from = getattr(getattr(self, "convergence", None), "step", None)
+        averaged_from = None if self.convergence is None else self.convergence.step
         return fit_picture(self.losses, self.elbo, str(self.stop_reason), averaged_from, draws)
 
     @abstractmethod

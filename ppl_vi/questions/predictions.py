@@ -26,9 +26,9 @@ from ppl_vi.program import (
     squeezed,
     state_probabilities,
 )
-from ppl_vi.questions.posterior import ELEMENTS_AT_ONCE, Drawn, Draws, Groups, Posterior
+from ppl_vi.questions.posterior import Drawn, Draws, Groups, Posterior
 from ppl_vi.questions.predicting import NewRows, SharedPosterior, handler_of_new
-from ppl_vi.questions.weighing import Held, elements, in_chunks
+from ppl_vi.questions.weighing import Held, at_once, in_chunks
 from ppl_vi.sweeping import marginalized
 
 LocalLatents = Literal["auto", "prior"]
@@ -164,10 +164,9 @@ class NewData:
     def draws(self, num_draws: int) -> Iterator[Drawn]:
         """Draws of the latents of the new rows and of what they share, chunk by chunk."""
         shared = self.shared(num_draws)
-        at_once = max(1, ELEMENTS_AT_ONCE // max(1, elements(self.seen)))
         pair = self._new.pair(0, self._batch) if self._new else None
         start = 0
-        for count in in_chunks(num_draws, at_once):
+        for count in in_chunks(num_draws, at_once(self.seen)):
             given = {name: value[start : start + count] for name, value in shared.items()}
             start += count
             if pair is None:

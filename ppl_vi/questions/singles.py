@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,11 @@ class Singles(NamedTuple):
     values: dict[str, Tensor]
     log_w: Tensor
     rounding: float
+
+
+def on_all_rows(pair: Pair) -> Weighing:
+    """The weighing of a pair that has all rows."""
+    return Weighing(lambda: [(pair, 1.0, nullcontext())], frozenset())
 
 
 def plate_of_singles(weighing: Weighing) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from ppl_vi.convergence import WINDOW, stop_step
+from ppl_vi.stopping.convergence import WINDOW, stop_step
 
 Array = NDArray[np.float64]
 _AT_ONCE = 4_000_000

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppl_vi import ELBO, ImportanceWeightedELBO, Objective, fit
-from ppl_vi.data import data_source
+from ppl_vi.data.sources import data_source
+from ppl_vi.data.streaming import Stream
 from ppl_vi.datasets import read_images
 from ppl_vi.guides import EncoderGuide
 from ppl_vi.models import VAE
 from ppl_vi.networks import perceptron_decoder, perceptron_encoder
 from ppl_vi.randomness import forked_rng
-from ppl_vi.streaming import Stream
 
 BATCH, RATE, DRAWS, EVIDENCE_DRAWS = 128, 1e-3, 20, 5_000
 BURDA = {1: -86.76, 5: -85.54, 50: -84.78}

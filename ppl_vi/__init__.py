@@ -52,7 +52,7 @@ from ppl_vi.questions import LogEvidence, Marginal
 from ppl_vi.registry import register_guide
 from ppl_vi.result import FitResult
 from ppl_vi.starts import GuideStart
-from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.stopping.reasons import Convergence, StopReason
 from ppl_vi.training import Progress
 
 __all__ = [

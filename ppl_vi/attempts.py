@@ -19,30 +19,21 @@ from ppl_vi.annealing import KLSchedule, annealed
 from ppl_vi.beginning import new_job
 from ppl_vi.blame import blame
 from ppl_vi.compilation import Execute, Execution, Wish
-from ppl_vi.convergence import Tolerance
-from ppl_vi.data import DataSource
+from ppl_vi.data.sources import DataSource
+from ppl_vi.data.streaming import Stream
 from ppl_vi.diagnostics.latent_report import collapse_remarks
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import estimate_elbo
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
-from ppl_vi.optimization import (
-    OptimizerChoice,
-    Stepper,
-    TorchStepper,
-    make_stepper,
-)
 from ppl_vi.parameters import FittedParameters, trainable
 from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget
 from ppl_vi.program import Structure
 from ppl_vi.randomness import restored_on_error
-from ppl_vi.rate_search import searched_rate
-from ppl_vi.rates import INITIAL_RATE
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
-from ppl_vi.runners import EagerRunner, OnNan
 from ppl_vi.running import (
     estimators_of,
     final_bound,
@@ -51,12 +42,21 @@ from ppl_vi.running import (
     model_for,
     states_after,
 )
-from ppl_vi.stopping import Convergence
-from ppl_vi.streaming import Stream
+from ppl_vi.stepping.optimization import (
+    OptimizerChoice,
+    Stepper,
+    TorchStepper,
+    make_stepper,
+)
+from ppl_vi.stepping.rate_search import searched_rate
+from ppl_vi.stepping.rates import INITIAL_RATE
+from ppl_vi.stepping.runners import EagerRunner, OnNan
+from ppl_vi.stopping.convergence import Tolerance
+from ppl_vi.stopping.reasons import Convergence
+from ppl_vi.stopping.watching import Watch, has_time_for_stages
 from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
-from ppl_vi.watching import Watch, has_time_for_stages
 
 Program = Callable[..., Any]
 

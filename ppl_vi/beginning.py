@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ppl_vi.compilation import Wish
-from ppl_vi.data import DataSource
+from ppl_vi.data.sources import DataSource
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.partial import PartialGuide
 from ppl_vi.program import Call, StartingValues, Structure, review

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.job import Job
 from ppl_vi.parameters import trainable
 from ppl_vi.preparation import structure_of

@@ -19,15 +19,15 @@ from tqdm.auto import tqdm
 from ppl_vi.annealing import KLSchedule
 from ppl_vi.attempts import Settings, attempt
 from ppl_vi.compilation import Wish
-from ppl_vi.convergence import Tolerance
-from ppl_vi.data import data_source
+from ppl_vi.data.sources import data_source
 from ppl_vi.objectives import ELBO
-from ppl_vi.optimization import OptimizerChoice
 from ppl_vi.partial import PartialGuide
 from ppl_vi.randomness import forked_rng
 from ppl_vi.result import FitResult
-from ppl_vi.runners import OnNan
-from ppl_vi.stopping import Restart, StopReason
+from ppl_vi.stepping.optimization import OptimizerChoice
+from ppl_vi.stepping.runners import OnNan
+from ppl_vi.stopping.convergence import Tolerance
+from ppl_vi.stopping.reasons import Restart, StopReason
 from ppl_vi.training import Callback
 
 Program = Callable[..., Any]

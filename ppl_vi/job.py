@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ppl_vi.data import Batch, DataSource
+from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.memory import known_about

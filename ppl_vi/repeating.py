@@ -22,7 +22,7 @@ from ppl_vi.compilation import (
     folded,
     repays,
 )
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 

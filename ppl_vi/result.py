@@ -28,7 +28,7 @@ from ppl_vi.randomness import forked_rng
 from ppl_vi.running import in_words
 from ppl_vi.saving import Saved
 from ppl_vi.states import States
-from ppl_vi.stopping import Convergence, Restart, StopReason
+from ppl_vi.stopping.reasons import Convergence, Restart, StopReason
 
 if TYPE_CHECKING:
     import pandas as pd

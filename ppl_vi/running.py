@@ -11,7 +11,7 @@ import pyro
 import pyro.infer
 import torch
 
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job

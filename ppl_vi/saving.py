@@ -19,7 +19,7 @@ from ppl_vi.checkpoints import State, read, write
 from ppl_vi.checkpoints.identity import data_identity, programs_identity, refuse_others
 from ppl_vi.checkpoints.programs import programs_state, restore_programs
 from ppl_vi.compilation import Execution
-from ppl_vi.data import data_source
+from ppl_vi.data.sources import data_source
 from ppl_vi.errors import CheckpointError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
@@ -27,7 +27,7 @@ from ppl_vi.objectives import ELBO
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import forget
 from ppl_vi.randomness import forked_rng
-from ppl_vi.stopping import Convergence, Restart, StopReason
+from ppl_vi.stopping.reasons import Convergence, Restart, StopReason
 from ppl_vi.sweeping import bound_by_batches, is_swept
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
-from ppl_vi.data import Batch, DataSource
+from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.job import Job
 from ppl_vi.partial import PartialGuide, is_partial

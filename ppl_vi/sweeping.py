@@ -12,16 +12,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vi.compilation import Execution, Wish
-from ppl_vi.convergence import Tolerance
+from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
-from ppl_vi.interrupting import interruptible
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
 from ppl_vi.program import enumerable_sites, hide
 from ppl_vi.repeating import Repeated
-from ppl_vi.stopping import Convergence, StopReason
-from ppl_vi.streaming import Stream
+from ppl_vi.stopping.convergence import Tolerance
+from ppl_vi.stopping.interrupting import interruptible
+from ppl_vi.stopping.reasons import Convergence, StopReason
 from ppl_vi.training import Callback, Progress
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}

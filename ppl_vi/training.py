@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-from ppl_vi.interrupting import interruptible
-from ppl_vi.runners import Runner
-from ppl_vi.stopping import Convergence, StopReason
-from ppl_vi.watching import EVERY, Watch
+from ppl_vi.stepping.runners import Runner
+from ppl_vi.stopping.interrupting import interruptible
+from ppl_vi.stopping.reasons import Convergence, StopReason
+from ppl_vi.stopping.watching import EVERY, Watch
 
 
 @dataclass(frozen=True)

@@ -545,7 +545,7 @@ def test_nothing_to_go_back_to_is_told() -> None:
 def test_the_optimizer_goes_back_too() -> None:
     """Adam's moments: after the same steps as a fit that stopped there, but for the rate."""
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    from ppl_vi.optimization import make_stepper
+    from ppl_vi.stepping.optimization import make_stepper
 
     stepper = make_stepper(lambda p: torch.optim.Adam(p, lr=0.1), {"p": parameter}, 10)
 

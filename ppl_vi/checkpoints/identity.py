@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from ppl_vi.data import Batch, DataSource
+from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import CheckpointError
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of

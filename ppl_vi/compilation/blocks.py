@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.bare_steps import bare_step
 from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.capturing import Captured, close, repeatable_draws
 from ppl_vi.compilation.flat import FlatParameters
@@ -18,10 +17,11 @@ from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
 from ppl_vi.compilation.products import with_written_products
 from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
+from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import CompileError
-from ppl_vi.optimization import Stepper, TorchStepper
-from ppl_vi.runners import EagerRunner, Taken
-from ppl_vi.streaming import Stream
+from ppl_vi.stepping.bare_steps import bare_step
+from ppl_vi.stepping.optimization import Stepper, TorchStepper
+from ppl_vi.stepping.runners import EagerRunner, Taken
 
 BLOCK = 100
 """Steps in a block. A block begins at every multiple of it, wherever a run is cut."""

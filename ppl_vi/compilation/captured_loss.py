@@ -7,7 +7,7 @@ import torch
 from ppl_vi.compilation.building import Builds
 from ppl_vi.compilation.compiling import CompiledGraph
 from ppl_vi.compilation.gradients import GradientGraphs
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import CompileError
 
 

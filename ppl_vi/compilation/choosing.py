@@ -21,7 +21,7 @@ from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.errors import CompileError, ProgramChangedError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
-from ppl_vi.runners import EagerRunner, Runner, Taken
+from ppl_vi.stepping.runners import EagerRunner, Runner, Taken
 
 Wish = Literal["auto", True, False]
 Mode = Literal["eager", "captured", "compiled"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vi.compilation.updates import Update, update_of
-from ppl_vi.optimization import Stepper, TorchStepper
+from ppl_vi.stepping.optimization import Stepper, TorchStepper
 
 
 def can_be_flat(parameters: Sequence[Tensor], stepper: Stepper) -> bool:

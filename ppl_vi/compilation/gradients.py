@@ -14,7 +14,7 @@ from ppl_vi.compilation.capturing import Captured, Program, capture, check_same
 from ppl_vi.compilation.counting import numbers_of, refuse_counters
 from ppl_vi.compilation.products import with_fast_products
 from ppl_vi.compilation.watching import Undo, failing_as_uncaptured
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import CompileError, ProgramChangedError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective

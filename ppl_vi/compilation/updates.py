@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ppl_vi.adam import adam
-from ppl_vi.bare_steps import bare_step
+from ppl_vi.stepping.adam import adam
+from ppl_vi.stepping.bare_steps import bare_step
 
 
 @dataclass(frozen=True)

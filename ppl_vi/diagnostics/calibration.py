@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vi.data import data_source
+from ppl_vi.data.sources import data_source
 from ppl_vi.diagnostics.refitting import Refits
 from ppl_vi.diagnostics.uniformity import Ranks, symmetry_p, uniformity_p
 from ppl_vi.errors import DataError

@@ -18,7 +18,7 @@ from ppl_vi.diagnostics.signal_to_noise import signal_to_noise
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.objectives.base import check_count
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping.reasons import StopReason
 from ppl_vi.sweeping import is_swept
 
 if TYPE_CHECKING:

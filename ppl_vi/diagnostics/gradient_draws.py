@@ -16,7 +16,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from ppl_vi.data import Batch, DataSource, data_source
+from ppl_vi.data.sources import Batch, DataSource, data_source
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators import Enumerate
 from ppl_vi.job import Job, data_plates_of

@@ -11,7 +11,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList
 from torch import Tensor
 
-from ppl_vi.data import DataSource, data_source
+from ppl_vi.data.sources import DataSource, data_source
 from ppl_vi.diagnostics.simulating import Simulated, Simulator
 from ppl_vi.errors import GuideError
 from ppl_vi.job import Job, data_plates_of

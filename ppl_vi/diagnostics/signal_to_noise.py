@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from ppl_vi.data.streaming import Stream
 from ppl_vi.diagnostics.gradient_draws import bench
 from ppl_vi.diagnostics.gradient_variance import Moments
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
-from ppl_vi.streaming import Stream
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ppl_vi.data import DataSource
+from ppl_vi.data.sources import DataSource
 from ppl_vi.errors import DataError, ModelError
 from ppl_vi.program import Pair, simulate
 from ppl_vi.questions.holding import LearnedModel

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vi.adam import adam
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators.base import Baseline, Given
 from ppl_vi.program import Site
+from ppl_vi.stepping.adam import adam
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -33,7 +33,7 @@ from ppl_vi.questions.holding import LearnedModel, frozen
 from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import takes_start
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping.reasons import StopReason
 from ppl_vi.sweeping import is_swept
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ppl_vi.stopping import Convergence, StopReason
+    from ppl_vi.stopping.reasons import Convergence, StopReason
 
 _DRAWS = 1_000
 

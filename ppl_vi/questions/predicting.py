@@ -14,7 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ppl_vi.data import Batch, data_source
+from ppl_vi.data.sources import Batch, data_source
 from ppl_vi.errors import DataError, ModelError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.job import Job

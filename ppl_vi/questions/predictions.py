@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import DataError, ModelError
 from ppl_vi.job import Job
 from ppl_vi.preparation import check_whole, structure_of

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vi.arguments import as_arguments
-from ppl_vi.data import data_source
+from ppl_vi.data.arguments import as_arguments
+from ppl_vi.data.sources import data_source
 from ppl_vi.job import Job
 from ppl_vi.program import Structure
 from ppl_vi.questions.draws import PosteriorDraws, check_draws

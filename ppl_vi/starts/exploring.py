@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.job import Job
 from ppl_vi.randomness import forked_rng
 from ppl_vi.starts.guide_start import GuideStart

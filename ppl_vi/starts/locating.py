@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ppl_vi.data import Batch
+from ppl_vi.data.sources import Batch
 from ppl_vi.job import Job
 from ppl_vi.objectives import ReparameterizedELBO
 from ppl_vi.preparation import structure_of

@@ -23,7 +23,7 @@ from torch import Tensor
 from ppl_vi import RenyiELBO, fit
 from ppl_vi.errors import CompileError, ModelError
 from ppl_vi.guides import CAVIGuide
-from ppl_vi.stopping import StopReason
+from ppl_vi.stopping.reasons import StopReason
 
 _SPEC: Any = importlib.util.spec_from_file_location(
     "conjugate_programs", Path(__file__).with_name("programs.py")

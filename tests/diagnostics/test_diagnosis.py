@@ -14,7 +14,7 @@ import torch
 from ppl_vi import StopReason, fit
 from ppl_vi.diagnostics.components import component_remarks
 from ppl_vi.models import BayesianGMM
-from ppl_vi.stopping import Convergence
+from ppl_vi.stopping.reasons import Convergence
 
 
 def model(x):

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from ppl_vi import StopReason, fit
-from ppl_vi.averaging import TailAverage
-from ppl_vi.convergence import ConvergenceRule, stop_step
-from ppl_vi.optimization import StagedRate
-from ppl_vi.rate_search import RATES, searched_rate
-from ppl_vi.watching import Watch
+from ppl_vi.stepping.optimization import StagedRate
+from ppl_vi.stepping.rate_search import RATES, searched_rate
+from ppl_vi.stopping.averaging import TailAverage
+from ppl_vi.stopping.convergence import ConvergenceRule, stop_step
+from ppl_vi.stopping.watching import Watch
 
 WINDOW, TRACES = 400, 200
 X = torch.linspace(-1.0, 3.0, 50)
@@ -137,10 +137,10 @@ def model(x):
 @pytest.fixture
 def short(monkeypatch):
     """Stages that a test has time for."""
-    monkeypatch.setattr("ppl_vi.watching.WINDOW", 120)
-    monkeypatch.setattr("ppl_vi.watching.STAGE_WINDOW", 120)
-    monkeypatch.setattr("ppl_vi.watching._FEWEST", 600)
-    monkeypatch.setattr("ppl_vi.watching._AVERAGED", 300)
+    monkeypatch.setattr("ppl_vi.stopping.watching.WINDOW", 120)
+    monkeypatch.setattr("ppl_vi.stopping.watching.STAGE_WINDOW", 120)
+    monkeypatch.setattr("ppl_vi.stopping.watching._FEWEST", 600)
+    monkeypatch.setattr("ppl_vi.stopping.watching._AVERAGED", 300)
 
 
 def fitted(**settings):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppl_vi.data import Batch
-from ppl_vi.optimization import Stepper
+from ppl_vi.data.sources import Batch
+from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import trainable
-from ppl_vi.rollback import Rollback
 from ppl_vi.scheduling import Scheduled
-from ppl_vi.streaming import Stream
+from ppl_vi.stepping.optimization import Stepper
+from ppl_vi.stepping.rollback import Rollback
 
 OnNan = Literal["raise", "skip", "rollback"]
 

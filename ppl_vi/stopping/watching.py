@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ppl_vi.averaging import TailAverage
-from ppl_vi.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
-from ppl_vi.rates import FINAL_RATE, INITIAL_RATE, StagedRate
-from ppl_vi.stopping import Convergence, StopReason
+from ppl_vi.stepping.rates import FINAL_RATE, INITIAL_RATE, StagedRate
+from ppl_vi.stopping.averaging import TailAverage
+from ppl_vi.stopping.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
+from ppl_vi.stopping.reasons import Convergence, StopReason
 
 EVERY = 100
 """Steps from one look at the losses to the next, counted from the first step of the fit."""

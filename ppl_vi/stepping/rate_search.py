@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ppl_vi.data import Batch, DataSource
-from ppl_vi.optimization import TorchStepper
+from ppl_vi.data.sources import Batch, DataSource
+from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.randomness import forked_rng
-from ppl_vi.runners import EagerRunner
-from ppl_vi.streaming import Stream
+from ppl_vi.stepping.optimization import TorchStepper
+from ppl_vi.stepping.runners import EagerRunner
 
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _STEPS, _JUDGED = 100, 25

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler as schedules
 
 from ppl_vi.checkpoints.format import decoded, encoded
-from ppl_vi.optimization import make_stepper
+from ppl_vi.stepping.optimization import make_stepper
 
 Factory = Callable[[], Any]
 

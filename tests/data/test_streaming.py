@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from ppl_vi.checkpoints.format import decoded, encoded
-from ppl_vi.data import Batch, data_source
+from ppl_vi.data.sources import Batch, data_source
+from ppl_vi.data.streaming import Stream
 from ppl_vi.randomness import random_state, use_random_state
-from ppl_vi.streaming import Stream
 
 ROWS = torch.arange(23.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ppl_vi.data import DEFAULT_BATCH_SIZE, data_source
+from ppl_vi.data.sources import DEFAULT_BATCH_SIZE, data_source
 from ppl_vi.errors import DataError
 
 NUM_ROWS = 10

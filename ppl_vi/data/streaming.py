@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.checkpoints import State
-from ppl_vi.data import Batch, DataSource
+from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.randomness import forked_rng, random_state, use_random_state
 
 

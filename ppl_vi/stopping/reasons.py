@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ppl_vi.convergence import SURE
 from ppl_vi.estimate import Estimate
+from ppl_vi.stopping.convergence import SURE
 
 
 class StopReason(Enum):

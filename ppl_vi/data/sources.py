@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ppl_vi.arguments import Device, as_arguments, batch_arguments, number_array
+from ppl_vi.data.arguments import Device, as_arguments, batch_arguments, number_array
 from ppl_vi.errors import DataError
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Batch", "DataSource", "data_source"]

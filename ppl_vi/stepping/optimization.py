@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vi.bare_steps import take_step, without_compiler
 from ppl_vi.checkpoints import State
-from ppl_vi.moments import saved, slow_down
-from ppl_vi.rates import INITIAL_RATE, StagedRate, default_optimizer
+from ppl_vi.stepping.bare_steps import take_step, without_compiler
+from ppl_vi.stepping.moments import saved, slow_down
+from ppl_vi.stepping.rates import INITIAL_RATE, StagedRate, default_optimizer
 
 OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ppl_vi.optimization import Stepper
+from ppl_vi.stepping.optimization import Stepper
 
 EVERY = 100
 """Steps from one state that is kept to the next; a copy of all parameters at each would cost time."""

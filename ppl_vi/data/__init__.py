@@ -1,0 +1,1 @@
+"""Data as a fit takes them: the arguments of the programs, whole or in batches of rows."""

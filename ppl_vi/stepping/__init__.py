@@ -1,0 +1,1 @@
+"""One step of a fit: gradients, learning rate, optimizer, and the way back from numbers not finite."""

@@ -1,0 +1,1 @@
+"""When a fit stops: what the losses say, and whoever interrupts it."""

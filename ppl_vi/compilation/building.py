@@ -26,6 +26,7 @@ from torch.fx import GraphModule
 from ppl_vi.compilation.lasting import lasting_tensors
 from ppl_vi.compilation.mending import mended
 from ppl_vi.errors import CompileError
+from ppl_vi.stepping import adam
 
 Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
 """Called with the graph's inputs, it gives the graph's outputs in new tensors."""
@@ -106,7 +107,7 @@ def _key(code: str, inputs: Sequence[Tensor]) -> str:
 def _own_code() -> str:
     """Names this version of what turns a program into a loop."""
     here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), here.with_name("adam.py")])
+    files = sorted([*here.glob("*.py"), Path(str(adam.__file__))])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

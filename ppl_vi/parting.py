@@ -43,7 +43,8 @@ def in_parts(model: Callable[..., Any], source: DataSource, data_plate: str | No
         entries = _entries_of_a_row(model, source, source.num_rows)
         if source.by_rows and entries * source.num_rows <= _MOST_AT_ONCE:
             return source
-        parts = source.parted(max(1, _IN_A_PART // entries))
+        number = -(-entries * source.num_rows // _IN_A_PART)
+        parts = source.parted(-(-source.num_rows // number))  # all of them nearly alike
         data_plates_of(model, parts, data_plate)
         return parts
     except ModelError:

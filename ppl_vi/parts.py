@@ -45,5 +45,5 @@ class Parts:
             share = (batch.size or 1) / (self.job.source.num_rows or 1)
             flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in found]
             sums.add_(torch.cat(flat), alpha=share)
-        parts = zip(like, sums.split(sizes), strict=True)
-        return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in parts)
+        found = zip(like, sums.split(sizes), strict=True)
+        return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in found)

@@ -197,7 +197,7 @@ def sweep_to_rest(
         FloatingPointError: the ELBO is not finite.
     """
     losses: list[float] = []
-    sweeps = Streamed(guide, job) if job.source.in_parts else None
+    sweeps = Streamed(guide, job, wish, bar) if job.source.in_parts else None
     repeated = Repeated(guide, job, steps, wish, bar)
     stream = Stream(job.source) if job.data_plates and sweeps is None else None
     size = sum(job.source.sizes().values()) if stream else 1
@@ -226,7 +226,7 @@ def sweep_to_rest(
         bound = Estimate(bound_by_batches(guide, job))
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
-    return Swept(losses, convergence, repeated.execution, bound)
+    return Swept(losses, convergence, (sweeps or repeated).execution, bound)
 
 
 def _after(

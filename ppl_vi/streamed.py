@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -226,7 +227,8 @@ class _BySums:
     def _captured(self, guide: SweptGuide, job: Job, part: Batch) -> Captured:
         with job.handler(part):
             step = guide.stepper(part.args, part.kwargs)
-            return capture(lambda: step(None), (*guide.tensors(), *self._of(part)))
+            inputs = *guide.tensors(), *self._of(part)
+            return capture(lambda: (torch.zeros(()), *step(None)), inputs)
 
     def _of(self, part: Batch) -> list[Tensor]:
         tensors = part.tensors
@@ -267,7 +269,8 @@ class _BySums:
         return self._cut.first(*state, *self._flat([first]))[0]
 
     def new(self, state: Tensors, known: Sequence[Tensors]) -> Tensors:
-        return self._cut.rest(*state, *self._flat(known))
+        wrong, *new = self._cut.rest(*state, *self._flat(known))
+        return tuple(each + wrong.to(each) for each in new)  # NaN where a decomposition failed
 
     def _flat(self, known: Sequence[Tensors]) -> list[Tensor]:
         return [each for own in (*self._setups, *known) for each in own]

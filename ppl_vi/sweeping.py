@@ -221,9 +221,9 @@ def sweep_to_rest(
     if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
         reason = StopReason.CLIMBING
     guide.settle()
-    bound = guide.evaluated(-losses[-1])
-    if job.data_plates:
-        bound = Estimate(bound_by_batches(guide, job))
+    bound = Estimate(bound_by_batches(guide, job)) if job.data_plates else None
+    if stream is None or bound is None:
+        bound = guide.evaluated(-losses[-1])
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
     return Swept(losses, convergence, (sweeps or repeated).execution, bound)

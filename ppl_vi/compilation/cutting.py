@@ -46,6 +46,16 @@ _SUMS = (
 )
 """Operations whose result, where the rows are gone from it, is affine in what each row adds."""
 
+_FILLED = {
+    aten.new_zeros.default: 0.0,
+    aten.zeros_like.default: 0.0,
+    aten.new_ones.default: 1.0,
+    aten.ones_like.default: 1.0,
+    aten.new_full.default: None,
+    aten.full_like.default: None,
+}
+"""What operations fill a tensor with that look at another only for its shape and type."""
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -54,7 +64,7 @@ class Cut:
     Attributes:
         setups: from rows, and the sums of setups before, to sums that are the same in every run.
         passes: from the state, rows, and all sums before, to sums.
-        first: from the state and the sums up to those of the first pass, to the first output.
+        first: from the state and the sums up to those of the first pass, to the second output.
         rest: from the state and all sums, to the other outputs.
         shapes: tensors like the sums, by setup and then by pass.
     """
@@ -70,7 +80,8 @@ def cut(usual: Captured, other: Captured, states: int) -> tuple[Cut, Cut]:
     """A program, captured on two numbers of rows, cut where rows are summed.
 
     Args:
-        usual: its inputs are tensors of the state, and then of the rows.
+        usual: its inputs are tensors of the state, and then of the rows. Its first output is a number
+            that decompositions which fail turn into NaN, the second needs one pass.
         other: the same with another number of rows.
         states: how many tensors the state has.
 
@@ -82,6 +93,8 @@ def cut(usual: Captured, other: Captured, states: int) -> tuple[Cut, Cut]:
     """
     pair = tuple(_Marked(each, states) for each in (usual, other))
     follows = _follows(*pair)
+    for marked in pair:
+        marked.make_constants(follows)
     levels = _levels(pair[0], follows)
     return pair[0].cut(levels), pair[1].cut(levels)
 
@@ -106,6 +119,15 @@ class _Marked:
         found: Any = self.nodes[-1].args[0]
         return list(found)
 
+    def make_constants(self, follows: list[bool]) -> None:
+        """Let go of rows that only lend their type to a tensor of another shape."""
+        for number, node in enumerate(self.nodes):
+            if node.target in _FILLED and not follows[number] and "val" in node.meta:
+                value, fill = node.meta["val"], _FILLED[node.target]
+                node.args = (list(value.shape), node.args[-1] if fill is None else fill)
+                node.kwargs = {"dtype": value.dtype, "device": value.device}
+                node.target = aten.full.default
+
     def cut(self, levels: _Levels) -> Cut:
         """The program with its sums taken by level."""
         sums = [[self.nodes[number] for number in level] for level in levels.sums]
@@ -115,8 +137,9 @@ class _Marked:
             known += level
         setups, passes = pieces[: levels.setups], pieces[levels.setups :]
         early = [node for level in sums[: levels.setups + 1] for node in level]
-        first = self._piece(self.outputs[:1], early, rows=False)
-        rest = self._piece(self.outputs[1:], known, rows=False)
+        wrong, bound, *others = self.outputs
+        first = self._piece([bound], early, rows=False)
+        rest = self._piece([wrong, *others], known, rows=False)
         shapes = tuple(tuple(_like(node) for node in level) for level in sums)
         return Cut(tuple(setups), tuple(passes), first, rest, shapes)
 
@@ -168,7 +191,7 @@ def _follows(one: _Marked, other: _Marked) -> list[bool]:
         if a.op != "call_function" or found[number] or _is_tuple(a):
             continue
         if _fixed(one, a) != _fixed(other, b):
-            raise CompileError("it computes with the number of rows")
+            raise CompileError(f"it computes with the number of rows ({a.target})")
     return found
 
 
@@ -204,9 +227,10 @@ def _sums(node: Node) -> bool:
     return node.target in _SUMS
 
 
-def _fixed(marked: _Marked, node: Node) -> Any:
+def _fixed(marked: _Marked, node: Node) -> str:
     """The arguments of an operation, other nodes by their numbers."""
-    return map_arg((node.args, tuple(node.kwargs.items())), lambda each: marked.number[each])
+    given: Any = node.args, node.kwargs
+    return repr(map_arg(given, lambda each: marked.number[each]))  # NaN equals NaN
 
 
 def _ancestors(nodes: Sequence[Node], known: set[Node]) -> set[Node]:

@@ -16,6 +16,9 @@ from ppl_vi.errors import DataError
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Device = torch.device | str | None
 
+_PIECE = 2**22
+"""Numbers that are looked at together."""
+
 
 def as_arguments(data: Any, name: str, device: Device) -> Arguments:
     """Positional and keyword arguments, with arrays made tensors; `name` is for messages."""
@@ -59,13 +62,29 @@ def _leaf(leaf: Any, name: str, device: Device) -> Any:
         return leaf
     if leaf.device.type == "meta":
         raise DataError(f"`{name}` is on the device meta, which keeps no numbers. Pass real data.")
-    nan = torch.isnan(leaf)
-    if nan.any():
+    _check_numbers(leaf, name)
+    return leaf.to(device)
+
+
+def _check_numbers(leaf: Tensor, name: str) -> None:
+    """Raise DataError for NaN, looked for in pieces, as the whole may be larger than memory."""
+    if not leaf.is_floating_point() and not leaf.is_complex():
+        return
+    count, first, before = 0, list[int](), 0
+    rows = max(1, _PIECE * len(leaf) // max(1, leaf.numel())) if leaf.ndim else 1
+    for piece in leaf.split(rows) if leaf.ndim else (leaf,):
+        if not piece.isfinite().all():  # faster than to look for NaN itself
+            nan = piece.isnan()
+            if count == 0 and nan.any():
+                first = nan.nonzero()[0].tolist()
+                first[:1] = [before + number for number in first[:1]]
+            count += int(nan.sum())
+        before += rows
+    if count:
         raise DataError(
-            f"`{name}` has {int(nan.sum())} NaN, the first at index {nan.nonzero()[0].tolist()}. "
+            f"`{name}` has {count} NaN, the first at index {first}. "
             "Drop or impute those rows, or fill them with a number and mask them in the model."
         )
-    return leaf.to(device)
 
 
 def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:

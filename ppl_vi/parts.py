@@ -41,9 +41,9 @@ class Parts:
         sums = torch.zeros(sum(sizes), dtype=torch.float64, device=like[0].device)
         for batch in self.job.source.sequence():
             with self.job.handler(batch):
-                found = program(batch)
+                own = program(batch)
             share = (batch.size or 1) / (self.job.source.num_rows or 1)
-            flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in found]
+            flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in own]
             sums.add_(torch.cat(flat), alpha=share)
         found = zip(like, sums.split(sizes), strict=True)
         return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in found)

@@ -25,7 +25,15 @@ from ppl_vi.conjugacy import (
     remarks_on,
     start,
 )
-from ppl_vi.conjugacy.batches import SPREAD, local_sites, natural_step, on_rows, solved
+from ppl_vi.conjugacy.batches import (
+    SPREAD,
+    asked,
+    global_blocks,
+    local_sites,
+    natural_step,
+    on_rows,
+    solved,
+)
 from ppl_vi.conjugacy.starts import draw_of_prior
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
@@ -219,7 +227,7 @@ class CAVIGuide(torch.nn.Module):
 
     def stepper(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    ) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
         """A natural-gradient step on a minibatch.
 
         Args:
@@ -227,17 +235,68 @@ class CAVIGuide(torch.nn.Module):
             kwargs: likewise.
 
         Returns:
-            A function from the step size to the bound, as the batch tells it before the step, and the
-            tensors that it comes to.
+            A function from the step size (``None`` for a whole sweep) to the bound, as the batch tells
+            it before the step, and the tensors that it comes to.
         """
         ascent, _ = self._on(args, kwargs)
 
-        def step(rate: Tensor) -> tuple[Tensor, ...]:
+        def step(rate: Tensor | None) -> tuple[Tensor, ...]:
             with pyro.validation_enabled(False):
                 bound, state = natural_step(ascent, self._state(), self._local, rate)
             return bound, *_flat(state)
 
         return step
+
+    @property
+    def passes(self) -> int:
+        """How often a sweep looks at each part of the rows: once for each block of global factors."""
+        blocks = global_blocks(self._ascent, self._local) if self._ascent else ()
+        return max(1, len(blocks))
+
+    def asked(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, now: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """What some rows ask for in one pass of a sweep over all parts of them.
+
+        Args:
+            args: of the model, with the rows.
+            kwargs: likewise.
+            number: of the pass.
+            now: the tensors that the passes before came to.
+
+        Returns:
+            The bound before the sweep, in nats, and the gradients of the bound that the update of this
+            pass takes; both are weighted by the part's share of all rows, and added up.
+        """
+        ascent, _ = self._on(args, kwargs)
+        with pyro.validation_enabled(False):
+            block = self._block(number)
+            return asked(ascent, self._state(), self._of(now), self._local, block)
+
+    def asked_like(self, number: int) -> tuple[Tensor, ...]:
+        """Tensors of the shapes that ``asked`` gives."""
+        moments = self._begun().moments(self._state())
+        own = [leaf for name in self._block(number) for leaf in moments[name]]
+        device = own[0].device if own else None
+        return torch.zeros((), dtype=torch.float64, device=device), *own
+
+    def answered(
+        self, number: int, now: Sequence[Tensor], total: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The tensors that a pass comes to, from the sum of what all parts ask for.
+
+        Args:
+            number: of the pass.
+            now: the tensors that the passes before came to.
+            total: the gradients.
+        """
+        ascent, state, block = self._begun(), self._of(now), self._block(number)
+        moments = ascent.moments(state)
+        return _flat({**state, **ascent.natural(block, moments, total)})
+
+    def _block(self, number: int) -> tuple[str, ...]:
+        blocks = global_blocks(self._begun(), self._local)
+        return blocks[number] if blocks else ()
 
     def evaluated(self, elbo: float) -> Estimate:
         """The bound, from that of the last sweep: the same, where no site is left to gradients.
@@ -384,6 +443,11 @@ class CAVIGuide(torch.nn.Module):
     def _state(self) -> dict[str, Tensors]:
         own = self._buffers_of.items()
         return {name: tuple(map(self.get_buffer, buffers)) for name, buffers in own}
+
+    def _of(self, tensors: Sequence[Tensor]) -> dict[str, Tensors]:
+        """The factors whose tensors these are, one after the other."""
+        new = iter(tensors)
+        return {name: tuple(next(new) for _ in own) for name, own in self._buffers_of.items()}
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Lay a tensor into the buffer of this name, the same one in every restart of a fit."""

@@ -14,11 +14,12 @@ from ppl_vi.compilation import Wish
 from ppl_vi.data.sources import DataSource
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.partial import PartialGuide
+from ppl_vi.parting import in_parts
 from ppl_vi.program import Call, StartingValues, Structure, review
 from ppl_vi.randomness import forked_rng
-from ppl_vi.registry import has_last_word
-from ppl_vi.starting import check_starts, initial_values, look_at, resolve_guide
-from ppl_vi.sweeping import ROWS_TO_START, is_swept
+from ppl_vi.registry import has_last_word, swept_builder
+from ppl_vi.starting import ROWS_TO_START, check_starts, initial_values, look_at, resolve_guide
+from ppl_vi.sweeping import is_swept
 
 Program = Callable[..., Any]
 
@@ -44,6 +45,8 @@ def new_job(
         known: where latents start in any case, by site, which spares the search for a start.
     """
     with pyro.get_param_store().scope():  # a look at the model creates no parameter
+        if _will_sweep(guide):
+            source = in_parts(model, source, data_plate)
         plates = data_plates_of(model, source, data_plate)
     seen, of_batches = source.seen, plates if source.seen.batched else frozenset[str]()
     given = initial_values(model, seen)
@@ -71,6 +74,10 @@ def new_job(
             return structure
 
     return job, begin
+
+
+def _will_sweep(guide: Any) -> bool:
+    return is_swept(guide) or (isinstance(guide, str) and swept_builder(guide) is not None)
 
 
 def _review(

@@ -117,7 +117,7 @@ class Job:
             GuideError, ModelError, DataError: as ``inspect`` does; a GuideError also where the guide
                 cannot follow the rows of a batch of another size.
         """
-        forget(self.pair(self.source.whole()))
+        forget(Pair(self.model, self.guide, (), {}))
         if not self.data_plates:
             return structure_of(self.pair(self.source.whole()))
         first, other = two_batches(self.source)

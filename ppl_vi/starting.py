@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
+from ppl_vi.data.orders import some_rows
 from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.job import Job
@@ -35,15 +36,21 @@ from ppl_vi.starts import GuideStart, Mode, drawn, find_modes, locate, median, t
 
 Program = Callable[..., Any]
 
+ROWS_TO_START = 10_000
+"""From which a fit on minibatches starts; one batch may be too small to show all clusters."""
+
 _PARTS = (1.0, 0.5, 0.25, 0.125)
 
 
 def initial_values(model: Program, source: DataSource) -> dict[str, Tensor]:
-    """What the model's own ``initial_values(data)`` gives, by site or parameter; else nothing."""
+    """What the model's own ``initial_values(data)`` gives, by site or parameter; else nothing.
+
+    Of data in parts it sees some rows from all over them.
+    """
     given = getattr(model, "initial_values", None)
     if given is None:
         return {}
-    batch = source.whole()
+    batch = _some(source, ROWS_TO_START) if source.in_parts else source.whole()
     values = given(*batch.args, **batch.kwargs)
     if not isinstance(values, Mapping):
         raise ModelError(
@@ -222,10 +229,16 @@ def look_at(source: DataSource, data_plates: frozenset[str], fewest: int = 0) ->
     """
     if not data_plates:
         return source.whole()
+    if (source.by_rows or source.in_parts) and fewest:
+        return _some(source, fewest)
     with forked_rng(seed=0):
-        if source.by_rows and source.num_rows and fewest:
-            return source.at(torch.randperm(source.num_rows)[:fewest])
         return next(source.epoch())
+
+
+def _some(source: DataSource, count: int) -> Batch:
+    """So many rows from all over the data, the same ones each time."""
+    with forked_rng(seed=0):
+        return source.at(some_rows(source.num_rows or 1, count, source.rows_device))
 
 
 def _row_plates(

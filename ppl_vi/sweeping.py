@@ -22,15 +22,13 @@ from ppl_vi.repeating import Repeated
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.interrupting import interruptible
 from ppl_vi.stopping.reasons import Convergence, StopReason
+from ppl_vi.streamed import Streamed
 from ppl_vi.training import Callback, Progress
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Of the ELBO's own size; less than that is rounding."""
 _PASS_TOLERANCE = 1e-5
 """Likewise, of the mean over one pass from that over the pass before."""
-
-ROWS_TO_START = 10_000
-"""From which a fit on minibatches starts; one batch may be too small to show all clusters."""
 
 
 @runtime_checkable
@@ -78,8 +76,28 @@ class SweptGuide(Protocol):
 
     def stepper(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """From the size of a step on a minibatch to its bound and the tensors it comes to."""
+    ) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
+        """From the size of a step on a minibatch to its bound and the tensors it comes to.
+
+        ``None`` goes all the way: a sweep over these rows.
+        """
+
+    @property
+    def passes(self) -> int:
+        """How often a sweep over parts of the rows looks at each of them."""
+
+    def asked(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, now: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The bound, and what these rows ask for in a pass of a sweep, which adds up over parts."""
+
+    def asked_like(self, number: int) -> tuple[Tensor, ...]:
+        """Tensors of the shapes that ``asked`` gives."""
+
+    def answered(
+        self, number: int, now: Sequence[Tensor], total: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The tensors that a pass comes to, from the sum of what all parts ask for but the bound."""
 
     def evaluated(self, elbo: float) -> Estimate:
         """The bound on all rows, from the ELBO of the last sweep."""
@@ -179,16 +197,20 @@ def sweep_to_rest(
         FloatingPointError: the ELBO is not finite.
     """
     losses: list[float] = []
+    sweeps = Streamed(guide, job) if job.source.in_parts else None
     repeated = Repeated(guide, job, steps, wish, bar)
-    stream = Stream(job.source) if job.data_plates else None
-    size = len(list(job.source.chunks())) if stream else 1
+    stream = Stream(job.source) if job.data_plates and sweeps is None else None
+    size = sum(job.source.sizes().values()) if stream else 1
     with interruptible() as interrupted:
         try:
             reason = StopReason.STEPS
             while len(losses) < steps and reason is StopReason.STEPS:
-                rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
-                batch = next(stream) if stream else None
-                losses.append(-repeated.advance(len(losses), batch, rate))
+                if sweeps is not None:
+                    losses.append(-sweeps.advance())
+                else:
+                    rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
+                    batch = next(stream) if stream else None
+                    losses.append(-repeated.advance(len(losses), batch, rate))
                 reason = _after(guide, losses, size, tol, callbacks, bar)
                 if interrupted() and reason is StopReason.STEPS:
                     reason = StopReason.INTERRUPTED
@@ -199,7 +221,9 @@ def sweep_to_rest(
     if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
         reason = StopReason.CLIMBING
     guide.settle()
-    bound = Estimate(bound_by_batches(guide, job)) if stream else guide.evaluated(-losses[-1])
+    bound = guide.evaluated(-losses[-1])
+    if job.data_plates:
+        bound = Estimate(bound_by_batches(guide, job))
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
     return Swept(losses, convergence, repeated.execution, bound)

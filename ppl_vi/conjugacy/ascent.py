@@ -244,23 +244,38 @@ class Ascent:
         found = torch.autograd.grad(expected, list(leaves.values()), _one_like(expected))
         return expected.detach(), terms, dict(zip(leaves, found, strict=True))
 
-    @torch.enable_grad()
     def _best_of(
         self, block: Sequence[str], moments: State, weights: Weights
     ) -> dict[str, Tensors]:
         """The best natural parameters of factors that need not know of each other."""
+        return self.natural(block, moments, self.gradients(block, moments, weights))
+
+    @torch.enable_grad()
+    def gradients(self, block: Sequence[str], moments: State, weights: Weights) -> Tensors:
+        """The gradient of F in the mean parameters of factors, one factor after the other.
+
+        It is a sum over rows, and affine in nothing else: over parts of them it adds up.
+        """
         leaves = [leaf for name in block for leaf in moments[name]]
         terms = [term for term in self.terms(moments).every if term.log_prob.requires_grad]
         weigh = weighing(weights)
         # The gradient of the weighted sum, without the sum: no log-density need be computed.
         outer = [weigh(term) for term in terms]
-        gradients = iter(torch.autograd.grad([t.log_prob for t in terms], leaves, outer))
+        found = iter(torch.autograd.grad([t.log_prob for t in terms], leaves, outer))
         rows = {term.name: term.multiplicity for term in terms}
+        with torch.no_grad():
+            return tuple(next(found) / rows[name] for name in block for _ in moments[name])
+
+    def natural(
+        self, block: Sequence[str], moments: State, gradients: Sequence[Tensor]
+    ) -> dict[str, Tensors]:
+        """The best natural parameters of factors, from the gradients of F in their mean parameters."""
+        own = iter(gradients)
         with torch.no_grad():
             return {
                 name: self.families[name].natural(
                     tuple(m.detach() for m in moments[name]),
-                    tuple(next(gradients) / rows[name] for _ in moments[name]),
+                    tuple(next(own) for _ in moments[name]),
                 )
                 for name in block
             }

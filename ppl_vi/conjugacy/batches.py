@@ -9,7 +9,7 @@ Source: Hoffman, Blei, Wang and Paisley (2013).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def solved(
 
 
 def natural_step(
-    ascent: Ascent, held: State, local: set[str], rate: Tensor
+    ascent: Ascent, held: State, local: set[str], rate: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensors]]:
     """The bound on a batch, and the global factors after a step.
 
@@ -84,11 +84,35 @@ def natural_step(
         ascent: on the batch, whose rows count N / B times.
         held: the global factors.
         local: names of the others.
-        rate: the step size, ``(t + delay) ** -forgetting``.
+        rate: the step size, ``(t + delay) ** -forgetting``; all the way by default.
     """
     bound, state, weights = solved(ascent, held, local)
     moved = ascent.best(state, weights, set(held), rate)
     return bound, {name: moved[name] for name in held}
+
+
+def global_blocks(ascent: Ascent, local: set[str]) -> tuple[tuple[str, ...], ...]:
+    """The factors of no row that are updated together, in order."""
+    own = (tuple(name for name in block if name not in local) for block in ascent.blocks)
+    return tuple(block for block in own if block)
+
+
+def asked(
+    ascent: Ascent, held: State, now: State, local: set[str], block: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """What rows ask for of a block: the bound, and its gradients in the block's mean parameters.
+
+    Args:
+        ascent: on the rows, which count N / B times.
+        held: the global factors at the start of a sweep, which the factors of rows and the discrete
+            latents are at their optimum for; the bound is there.
+        now: the global factors, those updated before the block included.
+        local: names of the factors of rows.
+        block: names of global factors.
+    """
+    bound, state, weights = solved(ascent, held, local)
+    moments = ascent.moments({**state, **now})
+    return bound, *(ascent.gradients(block, moments, weights) if block else ())
 
 
 def _resized(value: Tensor, shape: Any) -> Tensor:

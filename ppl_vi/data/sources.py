@@ -1,9 +1,12 @@
 """Turn the `data` argument of `fit` into batches of positional and keyword arguments."""
 
+from __future__ import annotations
+
+import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from copy import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar
@@ -14,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ppl_vi.data.arguments import Device, as_arguments, batch_arguments, number_array
+from ppl_vi.data.orders import shuffled_rows
 from ppl_vi.errors import DataError
 from ppl_vi.program.row_draws import Part
 from ppl_vi.ranks.group import ALONE, Ranks
@@ -71,23 +75,33 @@ class DataSource(ABC):
         num_rows: N, as given.
         batched: Whether `epoch` gives anything else than the one whole batch.
         asked: Rows in a batch, as given.
+        in_parts: Whether batches are parts of one whole, all of which are looked at in each step.
+        may_be_parted: Whether nobody asked for batches of some size.
         by_rows: Whether batches are rows of tensors in memory, told by their numbers alone.
         ranks: The processes that fit these data together.
     """
 
     by_rows: bool = False
     divisible: ClassVar[bool] = True
+    in_parts = False
+    may_be_parted = False
     ranks: Ranks = ALONE
 
     def __init__(self, num_rows: int | None, batch_size: int | None) -> None:
         self.num_rows, self.asked = num_rows, batch_size
-        self._order = torch.arange(num_rows or 0, device="cpu")
         self._batch_size = min(batch_size or sys.maxsize, num_rows or 1)
         self.batched = self._batch_size < (num_rows or 1)
 
     @abstractmethod
-    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+    def _read(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of row numbers."""
+
+    def parted(self, rows: int) -> DataSource:
+        """The same data in parts of so many rows, in order, that are one whole together."""
+        parts = copy.copy(self)
+        parts._batch_size = min(rows, self.num_rows or 1)
+        parts.batched = parts.in_parts = True
+        return parts
 
     @property
     def generators(self) -> tuple[torch.Generator, ...]:
@@ -105,31 +119,34 @@ class DataSource(ABC):
         return self.batched
 
     @property
-    def seen(self) -> "DataSource":
+    def seen(self) -> DataSource:
         """What all processes see alike before the first step."""
         return self
 
     @property
-    def alone(self) -> "DataSource":
+    def alone(self) -> DataSource:
         """What this process asks its questions of after the fit."""
         if self.ranks is ALONE:
             return self
-        source = copy(self)
+        source = copy.copy(self)
         source.ranks = ALONE
         return source
 
     @property
     def rows_device(self) -> torch.device:
         """Where row numbers are."""
-        return self._order.device
+        return torch.device("cpu")
 
     def whole(self) -> Batch:
         """All rows, in data order, as one batch (for a `Dataset` all of it is held in memory)."""
-        return next(self._read([self._order]))
+        return self._between(0, self.num_rows or 0)
 
     def head(self, size: int) -> Batch:
         """The first `size` rows as one batch; all rows when there are fewer."""
-        return next(self._read([self._order[:size]]))
+        return self._between(0, min(size, self.num_rows or 0))
+
+    def _between(self, start: int, stop: int) -> Batch:
+        return self.at(torch.arange(start, stop, device=self.rows_device))
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One pass over the rows, shuffled when there are several batches, the last one ragged.
@@ -138,25 +155,32 @@ class DataSource(ABC):
             generator: Draws the order, at the call; torch's global state when None. A `DataLoader`
                 ignores it, since it keeps its own sampler.
         """
-        return self._read(list(self.chunks(generator, shuffled=True)))
+        return self._read(self.chunks(generator, shuffled=True))
 
     def sequence(self) -> Iterator[Batch]:
         """One pass over all rows in data order, in batches of the same size, the last ragged."""
-        return self._read(list(self.chunks()))
+        return self._read(self.chunks())
 
     def chunks(
         self, generator: torch.Generator | None = None, shuffled: bool = False
     ) -> Iterator[Tensor]:
         """The row numbers of each batch of `epoch` (shuffled) or of `sequence`."""
-        order = self._order
+        num_rows, size, place = self.num_rows or 0, self._batch_size, self.rows_device
         if shuffled and self.batched:
-            device = "cpu" if generator is None else generator.device
-            order = torch.randperm(len(order), generator=generator, device=device).to(order.device)
-        return iter(torch.split(order, self._batch_size))
+            return shuffled_rows(num_rows, size, generator, place)
+        starts = range(0, max(1, num_rows), size)
+        return (torch.arange(s, min(s + size, num_rows), device=place) for s in starts)
+
+    def sizes(self) -> dict[int, int]:
+        """How many batches of `sequence` have how many rows."""
+        if self.num_rows is None:
+            return {0: 1}
+        many, rest = divmod(self.num_rows, self._batch_size)
+        return {self._batch_size: many, rest: 1} if rest else {self._batch_size: many}
 
     def at(self, rows: Tensor) -> Batch:
         """The batch of these rows."""
-        return next(self._read([rows]))
+        return next(self._read([rows]))  # a list: no more will be asked for
 
 
 def data_source(data: Any, batch_size: int | None = None, device: Device = None) -> DataSource:
@@ -227,24 +251,41 @@ class _TensorSource(DataSource):
                 "with a first dimension. Pass the data as tensors, or leave `batch_size` out."
             )
         super().__init__(None if first is None else _some_rows(len(first)), batch_size)
-        if first is not None:
-            self._order = self._order.to(first.device)
+        self._device = torch.device("cpu") if first is None else first.device
+        self.may_be_parted = first is not None and batch_size is None
 
-    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+    @property
+    def rows_device(self) -> torch.device:
+        return self._device
+
+    def sequence(self) -> Iterator[Batch]:
+        size, num_rows = self._batch_size, self.num_rows or 1
+        starts = range(0, num_rows, size)
+        return (self._between(start, min(start + size, num_rows)) for start in starts)
+
+    def _between(self, start: int, stop: int) -> Batch:
+        """Views of the rows: what is on disk stays there until it is used."""
+        if self.num_rows is None:
+            return Batch(self._args, self._kwargs, None, None)
+        rows = torch.arange(start, stop, device=self._device)
+        if stop - start == self.num_rows:
+            return Batch(self._args, self._kwargs, rows, self.num_rows)
+        return self._selected(rows, lambda leaf: leaf[start:stop])
+
+    def _read(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
         return map(self._take, chunks)
 
     def _take(self, rows: Tensor) -> Batch:
-        if self.num_rows is None:
-            return Batch(self._args, self._kwargs, None, None)
-        if len(rows) == self.num_rows:  # in data order, since it is the only batch
-            return Batch(self._args, self._kwargs, self._order, self.num_rows)
+        if self.num_rows is None or len(rows) == self.num_rows:  # in data order, as the only batch
+            return self.whole()
+        return self._selected(rows, lambda leaf: leaf.index_select(0, rows.to(leaf.device)))
 
-        def select(leaf: Any) -> Any:
-            own_rows = _has_rows(leaf) and len(leaf) == self.num_rows
-            return leaf.index_select(0, rows.to(leaf.device)) if own_rows else leaf
+    def _selected(self, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Batch:
+        def of(leaf: Any) -> Any:
+            return select(leaf) if _has_rows(leaf) and len(leaf) == self.num_rows else leaf
 
-        kwargs = {name: select(leaf) for name, leaf in self._kwargs.items()}
-        return Batch(tuple(map(select, self._args)), kwargs, rows, len(rows))
+        kwargs = {name: of(leaf) for name, leaf in self._kwargs.items()}
+        return Batch(tuple(map(of, self._args)), kwargs, rows, len(rows))
 
 
 class _DatasetSource(DataSource):
@@ -265,17 +306,25 @@ class _DatasetSource(DataSource):
             {} if template is None else {name: getattr(template, name) for name in names}
         )
 
-    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+    def _read(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
+        asked: deque[Tensor] = deque()  # workers are asked for some batches ahead
+
+        def row_numbers() -> Iterator[list[int]]:
+            for rows in chunks:
+                asked.append(rows)
+                yield rows.tolist()
+
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=(rows.tolist() for rows in chunks),
+            batch_sampler=row_numbers(),
             collate_fn=self._collate,
             # Without its own generator, each pass would draw a seed from torch's global state.
             generator=torch.Generator(),
             # One batch isn't worth starting worker processes.
-            **(self._workers if len(chunks) > 1 else {}),
+            **({} if isinstance(chunks, list) else self._workers),
         )
-        for rows, items in zip(chunks, loader, strict=True):
+        for items in loader:
+            rows = asked.popleft()
             args, kwargs = batch_arguments(items, self._device)
             first = _first_tensor(args, kwargs)
             if first is not None and len(first) != len(rows):
@@ -305,7 +354,7 @@ class _LoaderSource(DataSource):
         # Even one batch may be shuffled, or leave rows out: that is for the sampler to say.
         self.batched = True
 
-    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+    def _read(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
         # Without row numbers, as in `epoch`: a guide must see the same in training and after it.
         return (replace(batch, rows=None) for batch in self._in_order._read(chunks))
 

@@ -86,12 +86,13 @@ class Stream:
 
     def sizes(self) -> list[Tensor]:
         """The row numbers of one batch of each size."""
-        return list({len(rows): rows for rows in self._source.chunks()}.values())
+        place = self._source.rows_device
+        return [torch.arange(size, device=place) for size in self._source.sizes()]
 
     def share(self, size: int) -> float:
         """The part of all batches that has this many rows."""
-        sizes = [len(rows) for rows in self._source.chunks()]
-        return sizes.count(size) / len(sizes)
+        sizes = self._source.sizes()
+        return sizes.get(size, 0) / sum(sizes.values())
 
     def tables(self, size: int) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
         """The tensors that batches of this size are made of, and which of them rows are taken from.

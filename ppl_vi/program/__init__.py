@@ -6,6 +6,7 @@ from ppl_vi.program.batches import (
     find_data_plates,
     plate_dims,
     plates_over_rows,
+    states_and_entries,
 )
 from ppl_vi.program.closed_forms import (
     ClosedForm,
@@ -159,6 +160,7 @@ __all__ = [
     "squeezed",
     "squeezed_shape",
     "state_probabilities",
+    "states_and_entries",
     "summed_out",
     "unheard",
     "unmasked",

@@ -208,6 +208,16 @@ def enumerable_sites(model: Program, args: tuple[Any, ...], kwargs: dict[str, An
     ]
 
 
+def states_and_entries(
+    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[int, int]:
+    """The most states that a discrete latent of a model has, and how many entries all sites have."""
+    sites = _alone(model, args, kwargs).values()
+    finite = [s["fn"] for s in sites if not s["is_observed"] and s["fn"].has_enumerate_support]
+    states = max((len(fn.enumerate_support(expand=False)) for fn in finite), default=1)
+    return states, sum(site["value"].numel() for site in sites)
+
+
 def plate_dims(
     model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, tuple[int, int]]:

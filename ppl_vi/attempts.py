@@ -55,7 +55,7 @@ from ppl_vi.stepping.runners import EagerRunner, OnNan
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.reasons import Convergence
 from ppl_vi.stopping.watching import Watch, has_time_for_stages
-from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
+from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest, unite
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
 
@@ -109,6 +109,7 @@ def _trained(
         job.guide.finish_fit(job)
         forget(job.usual_pair())  # it may have become another distribution
     elbo = estimate_elbo(job.weighted_pairs(), job.ranks)
+    unite(job)
     exact = moved.bound is not None
     return FitResult(
         job=job.alone,

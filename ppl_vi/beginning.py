@@ -19,7 +19,7 @@ from ppl_vi.program import Call, StartingValues, Structure, review
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import has_last_word, swept_builder
 from ppl_vi.starting import ROWS_TO_START, check_starts, initial_values, look_at, resolve_guide
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping import divides, is_swept
 
 Program = Callable[..., Any]
 
@@ -68,10 +68,14 @@ def new_job(
                 made.begin_fit(job)
             structure = replace(job, source=seen, data_plates=of_batches).check()
             check_starts(given, structure)
-            if seen is not source:
-                with forked_rng():
-                    structure = job.check()
-            return structure
+            if seen is source:
+                return structure
+            with forked_rng():
+                if is_swept(made) and divides(job):
+                    whole = source.whole()
+                    with job.handler(whole):
+                        made.divide(whole, plates)
+                return job.check()
 
     return job, begin
 

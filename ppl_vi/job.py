@@ -121,19 +121,25 @@ class Job:
         if not self.data_plates:
             return structure_of(self.pair(self.source.whole()))
         first, other = two_batches(self.source)
+        if self.ranks.size > 1 and not self.source.batched:
+            return self._structure_on(first, f"all rows but not the {first.size} of a process")
         with self.handler(first):
             structure = structure_of(self.pair(first))
+        self._structure_on(other, f"a batch of {first.size} rows but not one of {other.size}")
+        return structure
+
+    def _structure_on(self, batch: Batch, fits: str) -> Structure:
+        """The structure on a batch; or a GuideError that says what the guide fits."""
         try:
-            with self.handler(other):
-                structure_of(self.pair(other))
+            with self.handler(batch):
+                return structure_of(self.pair(batch))
         except GuideError as error:
             reason = str(error.__cause__ or error).splitlines()[0].split(". ")[0]
             raise GuideError(
-                f"the guide fits a batch of {first.size} rows but not one of {other.size} ({reason}). "
-                f"Give the data plate the size of the whole data set with subsample_size=len(batch), "
-                f"so that local parameters are indexed by row, or compute them from the batch."
+                f"the guide fits {fits} ({reason}). Give the data plate the size of the whole data set "
+                f"with subsample_size=len(batch), so that local parameters are indexed by row, or "
+                f"compute them from the batch."
             ) from error
-        return structure
 
 
 def two_batches(source: DataSource) -> tuple[Batch, Batch]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -91,18 +92,22 @@ class ShardedSource(DataSource):
         self.own, self.split, self._seen = own, own is seen, seen
         super().__init__(counts[0] if self.split else sum(counts), own.asked)
         self.by_rows, self.ranks = own.by_rows, ranks
+        self.may_be_parted = own.may_be_parted
         self._first = 0 if self.split else sum(counts[: ranks.rank])
         self._count = counts[ranks.rank]
-        self._order = self._order.to(own.rows_device)
         self._whole: Batch | None = None
 
     @property
+    def rows_device(self) -> torch.device:
+        return self.own.rows_device
+
+    @property
     def seen(self) -> DataSource:
-        return self._seen
+        return self._seen.parted(self._batch_size) if self.in_parts else self._seen
 
     @property
     def alone(self) -> DataSource:
-        return self.own
+        return self.own.parted(self._batch_size) if self.in_parts else self.own
 
     @property
     def generators(self) -> tuple[torch.Generator, ...]:
@@ -110,20 +115,30 @@ class ShardedSource(DataSource):
 
     def head(self, size: int) -> Batch:
         """So many of the rows that are here, taken again where there are fewer: for a look alone."""
-        rows = torch.arange(size, device=self._order.device) % max(1, self._count)
-        return self._numbered(next(self.own._read([rows])), rows, None)
+        rows = torch.arange(size, device=self.rows_device) % max(1, self._count)
+        return self._numbered(self.own.at(rows), rows, None)
 
-    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
-        if not self.batched and len(chunks) == 1 and len(chunks[0]) == self.num_rows:
-            self._whole = self._whole or next(self._parts(chunks))  # its rows are not taken again
-            return iter((self._whole,))
-        return self._parts(chunks)
+    def whole(self) -> Batch:
+        if self._whole is None:  # kept, since its rows are taken from those that are here
+            self._whole = super().whole()
+        return self._whole
 
-    def _parts(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
-        parts = [self._part(chunk) for chunk in chunks]
-        batches = self.own._read([rows for rows, _ in parts])
-        for (rows, part), batch in zip(parts, batches, strict=True):
-            yield self._numbered(batch, rows, part)
+    def at(self, rows: Tensor) -> Batch:
+        return next(self._read([rows])) if self.batched or self._whole is None else self._whole
+
+    def sequence(self) -> Iterator[Batch]:
+        return super().sequence() if self.batched else iter((self.whole(),))
+
+    def _read(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
+        parts: deque[tuple[Tensor, Part]] = deque()  # what is read may be asked for some ahead
+
+        def rows_of() -> Iterator[Tensor]:
+            for chunk in chunks:
+                parts.append(self._part(chunk))
+                yield parts[-1][0]
+
+        read = self.own._read([*rows_of()] if isinstance(chunks, list) else rows_of())
+        return (self._numbered(batch, *parts.popleft()) for batch in read)
 
     def _numbered(self, batch: Batch, rows: Tensor, part: Part | None) -> Batch:
         return replace(batch, rows=rows + self._first, size=len(rows), part=part)

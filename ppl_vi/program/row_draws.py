@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vi.errors import CompileError
+from ppl_vi.observing import Observer, recorded
 from ppl_vi.randomness import forked_rng
 
 _BY_PARAMETERS = ("_standard_gamma", "_sample_dirichlet", "poisson", "binomial")
@@ -71,7 +70,7 @@ class _LostRowsError(Exception):
     """An operation does not show its rows."""
 
 
-class _EveryRow(TorchDispatchMode):
+class _EveryRow(Observer):
     """Runs random operations for the rows of all processes.
 
     Args:
@@ -101,7 +100,7 @@ class _EveryRow(TorchDispatchMode):
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         name, first = func.overloadpacket.__name__, args[0]
         together = name in _BY_PARAMETERS
-        if together and get_proxy_mode() is not None:
+        if together and recorded():
             raise CompileError(
                 f"'{name}' consumes random numbers as its parameters ask for, which several processes "
                 f"bring together in each draw"
@@ -136,9 +135,11 @@ class _EveryRow(TorchDispatchMode):
     def _layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The shape with the batch's dimensions apart, and which of them is that of rows."""
         batch = self.batch_shape
-        for left in range(len(shape) - len(batch) + 1):
-            if shape[left : left + len(batch)] == batch:
-                return shape, left + self.dim
+        for first in range(min(2, self.dim + 1)):  # half of the particles are drawn as pairs, say
+            plates = batch[first:]
+            for left in range(len(shape) - len(plates) + 1):
+                if shape[left : left + len(plates)] == plates:
+                    return shape, left + self.dim - first
         if shape and shape[0] == prod(batch):
             return (*batch, *shape[1:]), self.dim
         raise _LostRowsError
@@ -157,7 +158,7 @@ def drawn_by_rows(part: Part, distribution: Any, dim: int, draw: Callable[[], Te
         draw: draws it.
     """
     shape = tuple(distribution.batch_shape)
-    captured = get_proxy_mode() is not None
+    captured = recorded()
     before = None if captured else torch.get_rng_state()
     try:
         with _EveryRow(part, shape, len(shape) + dim):

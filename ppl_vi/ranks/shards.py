@@ -45,10 +45,11 @@ def shared_source(
     if shard == "given":
         data, empty = _lent(data, device, ranks)
     source = data_source(data, batch_size, device)
-    counts = ranks.gathered(0 if empty else source.num_rows)
-    if None in counts:
-        if len(set(counts)) > 1:
-            raise DataError(f"some processes were given rows, others none: {counts}, by rank.")
+    found = ranks.gathered(0 if empty else source.num_rows)
+    counts = [count for count in found if count is not None]
+    if len(counts) < ranks.size:
+        if counts:
+            raise DataError(f"some processes were given rows, others none: {found}, by rank.")
         source.ranks = ranks  # nothing to divide: all do the same
         return source
     if not source.divisible:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +35,14 @@ from ppl_vi.conjugacy.batches import (
     solved,
 )
 from ppl_vi.conjugacy.starts import draw_of_prior
+from ppl_vi.data.sources import Batch
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.guides.drawing import discrete, draw, plates_of
 from ppl_vi.program import Pair, latents_of, unheard
+from ppl_vi.program.row_draws import Part
 from ppl_vi.randomness import forked_rng
+from ppl_vi.ranks.sums import SumOverParts
 from ppl_vi.registry import register_swept_guide
 
 _FRESH, _MANY = 32, 3
@@ -130,6 +133,7 @@ class CAVIGuide(torch.nn.Module):
         self._rows: frozenset[str] = frozenset()
         self._local: set[str] = set()
         self._kinds: tuple[Kind, ...] = ()
+        self._before: tuple[Ascent, dict[str, LatentSite], dict[str, Tensors]] | None = None
 
     def begin(
         self,
@@ -193,6 +197,59 @@ class CAVIGuide(torch.nn.Module):
             return f"factors of {names} are searched for in each sweep"
         return "parameters of the model are searched for in each sweep" if self._learned else ""
 
+    def divide(self, batch: Batch, rows: frozenset[str]) -> None:
+        """Go on with the rows of one of several processes, which has the factors of these alone.
+
+        To be called under the handler of the batch, whose rows then count for all.
+
+        Args:
+            batch: some of the rows that it began with.
+            rows: names of the plates over them.
+
+        Raises:
+            GuideError: a factor of rows is left to gradients.
+            ModelError: a factor is shared by rows.
+        """
+        whole, state, pair = self._begun(), self._state(), self._pair(batch.args, batch.kwargs)
+        sites = {site.name: site for site in latents_of(pair, draw_of_prior).sites}
+        local = local_sites(whole, sites, rows)
+        _check_divided(whole, local)
+        parts = None if batch.part is None else SumOverParts(batch.part)
+        ascent = replace(on_rows(whole, pair, sites, {}), parts=parts, local=local)
+        here = ascent.around(ascent.draws, SPREAD)
+        self._before = (whole, self._sites, {name: state[name] for name in local})
+        self._ascent, self._sites = ascent, sites
+        for name in local:
+            for buffer, full, like in zip(
+                self._buffers_of[name], state[name], here[name], strict=True
+            ):
+                self._keep(buffer, _taken(full, like, batch))
+        with pyro.validation_enabled(False):
+            self._weights = ascent.weights(self._state())[1]
+        self._keep_tables(ascent.tables(self._state(), self._weights))
+
+    def unite(self, batch: Batch, whole: bool) -> None:
+        """Be by itself again, after the last sweep.
+
+        Args:
+            batch: the rows that it went on with.
+            whole: whether to have the factors of all rows again, which are then with every process.
+        """
+        if self._before is None or batch.part is None:
+            return
+        (before, sites, states), self._before = self._before, None
+        if not whole:
+            self._ascent = replace(self._begun(), parts=None)
+            return
+        for name, full in states.items():
+            for buffer, like in zip(self._buffers_of[name], full, strict=True):
+                own = self.get_buffer(buffer)
+                self._keep(buffer, batch.part.sum(_returned(own, like, batch)))
+        self._ascent, self._sites = before, sites
+        with unheard(), pyro.validation_enabled(False):
+            self._weights = before.weights(self._state())[1]
+            self.settle()
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All that a sweep or a step starts from: natural parameters, and the weights at them."""
         own = self._state().values()
@@ -223,22 +280,26 @@ class CAVIGuide(torch.nn.Module):
             if self._learned:
                 ascent.maximize(state, self._weights, self._learned)
             elbo, weights = ascent.weights(state)
+            elbo = ascent.totals((elbo,))[0]
         return elbo, *_flat(state), *weights.values()
 
     def stepper(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], part: Part | None = None
     ) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
         """A natural-gradient step on a minibatch.
 
         Args:
             args: of the model, with the rows of the batch.
             kwargs: likewise.
+            part: where the rows stand in a batch that several processes share.
 
         Returns:
             A function from the step size (``None`` for a whole sweep) to the bound, as the batch tells
             it before the step, and the tensors that it comes to.
         """
         ascent, _ = self._on(args, kwargs)
+        if part is not None:
+            ascent = replace(ascent, parts=SumOverParts(part), local=self._local)
 
         def step(rate: Tensor | None) -> tuple[Tensor, ...]:
             with pyro.validation_enabled(False):
@@ -326,6 +387,9 @@ class CAVIGuide(torch.nn.Module):
         if not self._rows:
             self._keep_tables(ascent.tables(state, self._weights))
             self._count(ascent, state, self._weights, 1.0)
+            for number in range(len(self._kinds)):
+                counts = self.get_buffer(f"counts_{number}")
+                self._keep(f"counts_{number}", ascent.totals((counts,))[0])
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> Tensor:
         """The bound with the factors of these rows at their optimum, in nats.
@@ -479,6 +543,38 @@ def _check_batches(ascent: Ascent, parameters: Sequence[str]) -> None:
             f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not allow "
             f"here. Leave batch_size out, or fit the model with the guide 'normal'."
         )
+
+
+def _check_divided(ascent: Ascent, local: Collection[str]) -> None:
+    """Raise GuideError for factors that several processes cannot have a part each of."""
+    for name in ascent.sampled.keys() & local:
+        raise GuideError(
+            f"site '{name}' is left to gradients ({ascent.sampled[name].reason}) and is one of rows, "
+            f"which several processes do not allow here. Use one process, or the guide 'normal'."
+        )
+
+
+def _taken(full: Tensor, like: Tensor, batch: Batch) -> Tensor:
+    """The rows of a batch from a tensor of all rows; as the batch has it, where that has others."""
+    if batch.rows is None or full.dim() != like.dim():
+        return like
+    dims = [dim for dim, size in enumerate(like.shape) if size != full.shape[dim]]
+    if not dims:
+        return full
+    if len(dims) > 1 or full.shape[dims[0]] <= int(batch.rows.max()):
+        return like
+    return full.index_select(dims[0], batch.rows.to(full.device))
+
+
+def _returned(own: Tensor, like: Tensor, batch: Batch) -> Tensor:
+    """A tensor of all rows with those of a batch at their places, and zeros elsewhere."""
+    everyone = torch.zeros_like(like)
+    dims = [dim for dim, size in enumerate(own.shape) if size != like.shape[dim]]
+    if batch.own and batch.rows is not None:
+        if not dims:
+            return own.clone()
+        everyone.index_copy_(dims[0], batch.rows.to(own.device), own)
+    return everyone
 
 
 def _check_rates(delay: float, forgetting: float) -> None:

@@ -32,6 +32,7 @@ from ppl_vi.partial import PartialGuide
 from ppl_vi.preparation import forget
 from ppl_vi.program import Structure
 from ppl_vi.randomness import restored_on_error
+from ppl_vi.ranks.steps import summed_over
 from ppl_vi.registry import has_last_word
 from ppl_vi.result import FitResult
 from ppl_vi.running import (
@@ -54,7 +55,7 @@ from ppl_vi.stepping.runners import EagerRunner, OnNan
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.reasons import Convergence
 from ppl_vi.stopping.watching import Watch, has_time_for_stages
-from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest
+from ppl_vi.sweeping import check_settings, is_swept, sweep_to_rest, unite
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, train
 
@@ -107,10 +108,11 @@ def _trained(
     if has_last_word(job.guide):
         job.guide.finish_fit(job)
         forget(job.usual_pair())  # it may have become another distribution
-    elbo = estimate_elbo(job.weighted_pairs())
+    elbo = estimate_elbo(job.weighted_pairs(), job.ranks)
+    unite(job)
     exact = moved.bound is not None
     return FitResult(
-        job=job,
+        job=job.alone,
         start=start,
         fitted=FittedParameters.capture((job.model, job.guide)),
         losses=torch.tensor(moved.losses),
@@ -124,7 +126,7 @@ def _trained(
         execution=moved.execution,
         remarks=(
             *moved.convergence.advice,
-            *(job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job)),
+            *(job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job.alone)),
         ),
         objective=settings.objective,
         seed=settings.seed,
@@ -160,7 +162,7 @@ def _moved(
     )
     watch = _watch(settings, weighted, stepper)
     runner = _runner(settings, weighted, model, job, bar, parameters, stepper)
-    losses, convergence = train(runner, settings.steps, settings.callbacks, bar, watch)
+    losses, convergence = train(runner, settings.steps, settings.callbacks, bar, watch, job.ranks)
     runner.finish()
     return _Moved(losses, convergence, estimators, runner.execution)
 
@@ -222,6 +224,7 @@ def _runner(
         settings.on_nan,
         lambda batch: blame(job, batch),
         objective.scheduled if isinstance(objective, Objective) else None,
+        summed_over(job.ranks),
     )
 
     def tell(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,9 +16,10 @@ from ppl_vi.job import Job, data_plates_of
 from ppl_vi.partial import PartialGuide
 from ppl_vi.parting import in_parts
 from ppl_vi.program import Call, StartingValues, Structure, review
+from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import has_last_word, swept_builder
 from ppl_vi.starting import ROWS_TO_START, check_starts, initial_values, look_at, resolve_guide
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping import divides, is_swept
 
 Program = Callable[..., Any]
 
@@ -46,26 +48,34 @@ def new_job(
         if _will_sweep(guide):
             source = in_parts(model, source, data_plate)
         plates = data_plates_of(model, source, data_plate)
-    given = initial_values(model, source)
+    seen, of_batches = source.seen, plates if source.seen.batched else frozenset[str]()
+    given = initial_values(model, seen)
     values = {**given, **(known or {})}
     if restart == 0 and known is None:
         own = not isinstance(guide, (str, type, AutoGuide))
         with pyro.get_param_store().scope():
-            _review(model, source, plates, given, own)
+            _review(model, seen, of_batches, given, own)
     with StartingValues(values):
-        made = resolve_guide(guide, model, source, plates, values, restart)
+        made = resolve_guide(guide, model, seen, of_batches, values, restart, rows=plates)
     job = Job(model, made, source, plates)
 
     def begin(wish: Wish) -> Structure:
         with StartingValues(values):
             if is_swept(made):
-                batch = look_at(source, plates, ROWS_TO_START)
-                made.begin(batch.args, batch.kwargs, values, plates, restart > 0, wish)
+                batch = look_at(seen, of_batches, ROWS_TO_START)
+                made.begin(batch.args, batch.kwargs, values, of_batches, restart > 0, wish)
             if has_last_word(made):
                 made.begin_fit(job)
-            structure = job.check()
+            structure = replace(job, source=seen, data_plates=of_batches).check()
             check_starts(given, structure)
-            return structure
+            if seen is source:
+                return structure
+            with forked_rng():
+                if is_swept(made) and divides(job):
+                    whole = source.whole()
+                    with job.handler(whole):
+                        made.divide(whole, plates)
+                return job.check()
 
     return job, begin
 

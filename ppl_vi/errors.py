@@ -1,6 +1,6 @@
 """What `fit` raises when a model, a guide or the data can't be used as they were given."""
 
-__all__ = ["CheckpointError", "CompileError", "DataError", "GuideError", "ModelError"]
+__all__ = ["CheckpointError", "CompileError", "DataError", "GuideError", "ModelError", "RanksError"]
 
 
 class ModelError(ValueError):
@@ -21,6 +21,10 @@ class CompileError(Exception):
 
 class ProgramChangedError(CompileError):
     """The programs no longer do what was captured of them, so that some steps may be wrong."""
+
+
+class RanksError(RuntimeError):
+    """Another process of the fit failed or ended; the message says which, and why, if it is known."""
 
 
 class CheckpointError(ValueError):

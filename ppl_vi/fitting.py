@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 from ppl_vi.annealing import KLSchedule
 from ppl_vi.attempts import Settings, attempt
 from ppl_vi.compilation import Wish
-from ppl_vi.data.sources import data_source
 from ppl_vi.objectives import ELBO
 from ppl_vi.partial import PartialGuide
-from ppl_vi.randomness import forked_rng
+from ppl_vi.randomness import forked_rng, random_state, use_random_state
+from ppl_vi.ranks.group import ALONE, Ranks, joined, local_device, spoken_by_first
+from ppl_vi.ranks.shards import Shard, shared_source
 from ppl_vi.result import FitResult
 from ppl_vi.stepping.optimization import OptimizerChoice
 from ppl_vi.stepping.runners import OnNan
@@ -54,6 +55,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     on_nan: OnNan = "raise",
     kl_schedule: KLSchedule | None = None,
+    shard: Shard | None = "split",
     device: torch.device | str | None = None,
 ) -> FitResult:
     """Fit a guide to the posterior of a Pyro model, by stochastic gradients of a bound.
@@ -105,7 +107,10 @@ def fit(
         kl_schedule: weights on the KL terms of latents in the gradient: a number of 0 or more, a
             function from the step (0, 1, ...) to one, or a dict of these by site. It counts log p and
             log q of a latent alike; losses, ``bound`` and ``elbo`` are those of weight 1.
-        device: where the data are put.
+        shard: how several processes, started by ``torchrun``, share the rows: ``"split"`` takes a part
+            of those that each of them is given, which are all; ``"given"`` takes all rows of each,
+            which are parts. ``None`` lets every process fit by itself. One process alone has all rows.
+        device: where the data are put; with several processes ``"cuda"`` is a GPU for each.
 
     Returns:
         The fitted posterior.
@@ -115,6 +120,7 @@ def fit(
         FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"`` or after the last
             rollback.
         CompileError: with ``compile=True``, the programs do what a compiled step cannot repeat.
+        RanksError: another process of the same fit failed, or ended.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -129,35 +135,44 @@ def fit(
     Source: Ranganath, Gerrish and Blei (2014); Kucukelbir et al. (2017).
     """
     objective = ELBO() if objective is None else objective
-    _check_options(objective, steps, restarts, on_nan, compile, tol)
-    _check_callbacks(callbacks)
-    source = data_source(data, batch_size, device)
-    settings = Settings(
-        model,
-        guide,
-        source,
-        data_plate,
-        objective,
-        optimizer,
-        steps,
-        tuple(callbacks),
-        on_nan,
-        compile,
-        restarts,
-        kl_schedule,
-        seed,
-        tol,
-    )
-    with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
+    with nullcontext(ALONE) if shard is None else joined(device) as ranks:
+        _check_options(objective, steps, restarts, on_nan, compile, tol, shard)
+        _check_callbacks(callbacks)
+        _check_alike(ranks, steps, restarts, batch_size, seed, tol, shard)
+        settings = Settings(
+            model,
+            guide,
+            shared_source(data, batch_size, local_device(device), shard, ranks),
+            data_plate,
+            objective,
+            optimizer,
+            steps,
+            tuple(callbacks),
+            on_nan,
+            compile,
+            restarts,
+            kl_schedule,
+            seed,
+            tol,
+        )
+        with spoken_by_first(ranks), _state_kept(seed, ranks):
+            best = _best(settings, progress and ranks.first)
+    if best.stop_reason is StopReason.CLIMBING and steps >= _FEW and ranks.first:
+        warnings.warn(" ".join(best.remarks[:1]), stacklevel=2)
+    return best
+
+
+def _best(settings: Settings, progress: bool) -> FitResult:
+    """The best of all attempts, whose parameters the programs then have."""
+    total = settings.steps * settings.restarts
+    with tqdm(total=total, disable=not progress, unit="step") as bar:
         results = _attempts(settings, bar)
         best = max(results, key=_finite_bound)
         best.fitted.restore()
-        tried = tuple(map(Restart.of, results)) if restarts > 1 else ()
+        tried = tuple(map(Restart.of, results)) if settings.restarts > 1 else ()
         best = replace(best, restarts=tried)
         for line in () if bar.disable else (*map(str, tried), *best.remarks):
             bar.write(line)
-    if best.stop_reason is StopReason.CLIMBING and steps >= _FEW:
-        warnings.warn(" ".join(best.remarks[:1]), stacklevel=2)
     return best
 
 
@@ -177,10 +192,15 @@ def _attempts(settings: Settings, bar: tqdm[Any]) -> list[FitResult]:
 
 
 @contextmanager
-def _state_kept(seed: int | None) -> Iterator[None]:
-    """Restore the default dtype and, where a seed is given, the random state; take gradients."""
+def _state_kept(seed: int | None, ranks: Ranks) -> Iterator[None]:
+    """Restore the default dtype and, where a seed is given, the random state; take gradients.
+
+    Without one, several processes go on from the random state of the first.
+    """
     dtype = torch.get_default_dtype()
     randomness = nullcontext() if seed is None else forked_rng(seed=seed)
+    if ranks.size > 1 and seed is None:
+        use_random_state(ranks.gathered(random_state())[0])
     with torch.inference_mode(False), torch.enable_grad(), randomness:
         try:
             yield
@@ -189,7 +209,7 @@ def _state_kept(seed: int | None) -> Iterator[None]:
 
 
 def _check_options(
-    objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any, tol: Any
+    objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any, tol: Any, shard: Any
 ) -> None:
     if not isinstance(objective, pyro.infer.ELBO):
         made = f" Make one first: {objective.__name__}()." if isinstance(objective, type) else ""
@@ -199,6 +219,8 @@ def _check_options(
     for name, value in (("steps", steps), ("restarts", restarts)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}.")
+    if shard is not None and shard not in get_args(Shard):
+        raise ValueError(f"shard must be 'split', 'given' or None, not {shard!r}.")
     if on_nan not in get_args(OnNan):
         raise ValueError(f"on_nan must be 'raise', 'skip' or 'rollback', not {on_nan!r}.")
     number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
@@ -206,6 +228,17 @@ def _check_options(
         raise ValueError(f"tol must be 'auto', None or a number of nats above 0, not {tol!r}.")
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
+
+
+def _check_alike(ranks: Ranks, *options: Any) -> None:
+    """Raise a ValueError where processes were told to fit otherwise than others."""
+    everyone = ranks.gathered(repr(options))
+    for rank, others in enumerate(everyone):
+        if others != everyone[0]:
+            raise ValueError(
+                f"all processes have to be given the same steps, restarts, batch_size, seed, tol and "
+                f"shard, but rank 0 has {everyone[0]} and rank {rank} {others}."
+            )
 
 
 def _check_callbacks(callbacks: Any) -> None:

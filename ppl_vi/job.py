@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ppl_vi.program import (
     plate_dims,
     plates_over_rows,
 )
+from ppl_vi.ranks.group import Ranks
 
 Program = Callable[..., Any]
 
@@ -56,15 +57,29 @@ class Job:
         if not self.data_plates or self.source.num_rows is None or batch.size is None:
             return nullcontext()
         handler: AbstractContextManager[Any] = DataPlate(
-            self.data_plates, self.source.num_rows, batch.rows, batch.size
+            self.data_plates, self.source.num_rows, batch.rows, batch.size, batch.part
         )
         return handler
 
     def weighted_pairs(self) -> Iterator[WeightedPair]:
-        """The batches in order, each with its share of the rows."""
+        """The batches in order, each with its share of the rows; of several processes, this one's."""
         for batch in self.source.sequence():
-            share = (batch.size or 1) / (self.source.num_rows or 1)
+            share = batch.own / (self.source.num_rows or 1)
+            if batch.part is None:  # all processes have the same
+                share /= self.ranks.size
             yield self.pair(batch), share, self.handler(batch)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share it."""
+        return self.source.ranks
+
+    @property
+    def alone(self) -> Job:
+        """The job as this process has it after the fit, by itself."""
+        source = self.source.alone
+        plates = self.data_plates if source.partial else frozenset[str]()
+        return self if source is self.source else replace(self, source=source, data_plates=plates)
 
     def row_plates(self, structure: Structure) -> frozenset[str]:
         """The plates over the rows of the data: those of batches, else of observed sites, N long.
@@ -106,19 +121,25 @@ class Job:
         if not self.data_plates:
             return structure_of(self.pair(self.source.whole()))
         first, other = two_batches(self.source)
+        if self.ranks.size > 1 and not self.source.batched:
+            return self._structure_on(first, f"all rows but not the {first.size} of a process")
         with self.handler(first):
             structure = structure_of(self.pair(first))
+        self._structure_on(other, f"a batch of {first.size} rows but not one of {other.size}")
+        return structure
+
+    def _structure_on(self, batch: Batch, fits: str) -> Structure:
+        """The structure on a batch; or a GuideError that says what the guide fits."""
         try:
-            with self.handler(other):
-                structure_of(self.pair(other))
+            with self.handler(batch):
+                return structure_of(self.pair(batch))
         except GuideError as error:
             reason = str(error.__cause__ or error).splitlines()[0].split(". ")[0]
             raise GuideError(
-                f"the guide fits a batch of {first.size} rows but not one of {other.size} ({reason}). "
-                f"Give the data plate the size of the whole data set with subsample_size=len(batch), "
-                f"so that local parameters are indexed by row, or compute them from the batch."
+                f"the guide fits {fits} ({reason}). Give the data plate the size of the whole data set "
+                f"with subsample_size=len(batch), so that local parameters are indexed by row, or "
+                f"compute them from the batch."
             ) from error
-        return structure
 
 
 def two_batches(source: DataSource) -> tuple[Batch, Batch]:
@@ -134,7 +155,7 @@ def data_plates_of(model: Program, source: DataSource, named: str | None) -> fro
     Raises:
         ModelError: as ``find_data_plates`` does.
     """
-    if not source.batched or source.num_rows is None:
+    if not source.partial or source.num_rows is None:
         whole = source.whole()
         if named is not None and named not in plate_dims(model, whole.args, whole.kwargs):
             raise ModelError(f"data_plate: the model has no plate '{named}'. Correct the name.")

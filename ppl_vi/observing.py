@@ -8,13 +8,18 @@ from typing import Any
 
 import torch._compile
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 
 class Observer(TorchDispatchMode):
-    """A mode of torch whose ``__torch_dispatch__`` is asked to do each operation."""
+    """A mode of torch whose ``__torch_dispatch__`` is asked to do each operation.
 
+    Attributes:
+        records: whether it writes them down, to be repeated.
+    """
+
+    records = False
     _hidden = False
 
     def __init__(self) -> None:
@@ -32,6 +37,11 @@ class Observer(TorchDispatchMode):
             kind.__torch_dispatch__ = hide(kind.__torch_dispatch__)
             kind._hidden = True
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+
+def recorded() -> bool:
+    """Whether what is done now is written down, to be repeated."""
+    return any(getattr(mode, "records", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -35,21 +35,30 @@ def in_parts(model: Callable[..., Any], source: DataSource, data_plate: str | No
     Raises:
         ModelError: as ``find_data_plates`` does, of data that cannot be in memory as a whole.
     """
+    rows = source.ranks.gathered(_rows_of_a_part(model, source, data_plate))
+    known = [count for count in rows if count]
+    return source.parted(min(known) * len(rows)) if known else source
+
+
+def _rows_of_a_part(
+    model: Callable[..., Any], source: DataSource, data_plate: str | None
+) -> int | None:
+    """How many of the rows that are here make a part; None for all of them."""
     if source.num_rows is None or not source.may_be_parted:
-        return source
+        return None
     if source.by_rows and _entries(source.whole()) * _MOST_STATES <= _MOST_AT_ONCE:
-        return source
+        return None
     try:
         entries = _entries_of_a_row(model, source, source.num_rows)
         if source.by_rows and entries * source.num_rows <= _MOST_AT_ONCE:
-            return source
+            return None
         number = -(-entries * source.num_rows // _IN_A_PART)
-        parts = source.parted(-(-source.num_rows // number))  # all of them nearly alike
-        data_plates_of(model, parts, data_plate)
-        return parts
+        rows = -(-source.num_rows // number)  # all of them nearly alike
+        data_plates_of(model, source.parted(rows), data_plate)
+        return rows
     except ModelError:
         if source.by_rows:  # its rows hang together, or it runs on all of them only
-            return source
+            return None
         raise
 
 

@@ -22,6 +22,8 @@ class Parts:
 
     f(all rows) = Σ_c (B_c / N) f(rows of part c)
 
+    Several processes have each a part of every part, and sum once at the end.
+
     Attributes:
         job: the model and its data, whose batches in order are the parts.
     """
@@ -40,10 +42,12 @@ class Parts:
         sizes = [tensor.numel() for tensor in like]
         sums = torch.zeros(sum(sizes), dtype=torch.float64, device=like[0].device)
         for batch in self.job.source.sequence():
+            if not batch.own:
+                continue
             with self.job.handler(batch):
                 own = program(batch)
-            share = (batch.size or 1) / (self.job.source.num_rows or 1)
+            share = batch.own / (self.job.source.num_rows or 1)
             flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in own]
             sums.add_(torch.cat(flat), alpha=share)
-        found = zip(like, sums.split(sizes), strict=True)
+        found = zip(like, self.job.ranks.sum(sums).split(sizes), strict=True)
         return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in found)

@@ -56,6 +56,11 @@ class Repeated:
         self._mode: Mode = "eager"
         self._reason = "compile=False" if wish is False else "few sweeps"
         self._done_with = wish is False
+        if job.ranks.size > 1:
+            self._reason = f"{job.ranks.size} processes sum within each sweep"
+            self._done_with = True
+            if wish is True:
+                raise CompileError(f"compile=True: {self._reason}. Leave compile out.")
 
     @property
     def execution(self) -> Execution:
@@ -92,7 +97,7 @@ class Repeated:
         if batch is None:
             return self._guide.swept()
         with self._job.handler(batch):
-            return self._guide.stepper(batch.args, batch.kwargs)(rate)
+            return self._guide.stepper(batch.args, batch.kwargs, batch.part)(rate)
 
     def _hasten(self, done: int, batch: Batch | None, rate: Tensor) -> None:
         """Look, before another sweep, whether it is time to capture or to compile."""

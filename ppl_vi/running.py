@@ -115,7 +115,8 @@ def final_bound(objective: pyro.infer.ELBO, model: Program, job: Job, elbo: Esti
     if isinstance(objective, EvidenceLowerBound):
         return elbo
     with torch.no_grad(), forked_rng(seed=0), unchecked():
-        values = [_objective_value(objective, model, job) for _ in range(_BOUND_EVALUATIONS)]
+        own = [_objective_value(objective, model, job) for _ in range(_BOUND_EVALUATIONS)]
+    values = job.ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
     spread = torch.tensor(values).std().item()
     return Estimate(sum(values) / len(values), spread / len(values) ** 0.5)
 
@@ -124,5 +125,6 @@ def _objective_value(objective: pyro.infer.ELBO, model: Program, job: Job) -> fl
     total = 0.0
     for pair, share, handler in job.weighted_pairs():
         with handler:
-            total -= share * objective.loss(model, pair.guide, *pair.args, **pair.kwargs)
+            value = objective.loss(model, pair.guide, *pair.args, **pair.kwargs)
+            total -= share * value if share else 0.0
     return total

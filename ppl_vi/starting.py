@@ -108,6 +108,7 @@ def resolve_guide(
     values: Mapping[str, Tensor],
     restart: int,
     elsewhere: tuple[str, ...] = (),
+    rows: frozenset[str] | None = None,
 ) -> Program:
     """The guide that ``fit(guide=...)`` stands for.
 
@@ -115,7 +116,8 @@ def resolve_guide(
     found from the prior's typical values (in later restarts from draws of the prior), leave discrete
     latents to be summed out, and index the rows of minibatches. A guide that draws some latents alone
     is completed by one of the others. Any other callable is a guide already. Sites that are drawn
-    ``elsewhere`` are left out.
+    ``elsewhere`` are left out. ``rows`` are the plates over rows, where several processes share them
+    though there are no minibatches.
 
     Raises:
         ValueError: no guide has that name.
@@ -127,7 +129,7 @@ def resolve_guide(
         if is_named(rest) and not _other_latents(model, source, data_plates, elsewhere):
             rest = None
         if rest is not None:
-            rest = resolve_guide(rest, model, source, data_plates, values, restart, elsewhere)
+            rest = resolve_guide(rest, model, source, data_plates, values, restart, elsewhere, rows)
         return guide.completed(model, rest)
     build_swept = swept_builder(guide) if isinstance(guide, str) else None
     if build_swept is not None:
@@ -137,11 +139,12 @@ def resolve_guide(
                 f"guide. Use rest='normal'."
             )
         return build_swept(model)
-    if isinstance(guide, AutoGuide) and data_plates and guide.create_plates is None:
-        guide.create_plates = _row_plates(model, source, data_plates)
+    rows = data_plates if rows is None else rows
+    if isinstance(guide, AutoGuide) and rows and guide.create_plates is None:
+        guide.create_plates = _row_plates(model, source, rows)
     if not is_named(guide) and not (takes_start(guide) and not guide.started):
         return _checked(guide)
-    visible, start = _start(model, source, data_plates, values, restart)
+    visible, start = _start(model, source, data_plates, values, restart, rows)
     program = hide(visible, elsewhere) if elsewhere else visible
     if isinstance(guide, str):
         return guide_builder(guide)(program, start)
@@ -175,12 +178,13 @@ def _start(
     data_plates: frozenset[str],
     values: Mapping[str, Tensor],
     restart: int,
+    rows: frozenset[str],
 ) -> tuple[Program, GuideStart]:
     """The model with its enumerable sites hidden, and where a guide of it starts."""
     batch = look_at(source, data_plates)
     hidden = enumerable_sites(model, batch.args, batch.kwargs)
     visible = hide(model, hidden) if hidden else model
-    create_plates = _row_plates(model, source, data_plates) if data_plates else None
+    create_plates = _row_plates(model, source, rows) if rows else None
     typical = drawn if restart else median
     likely = likely_values(model)
     first = likely[restart % len(likely)] if likely else {}

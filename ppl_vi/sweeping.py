@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
@@ -12,12 +13,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vi.compilation import Execution, Wish
+from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
 from ppl_vi.program import enumerable_sites, hide
+from ppl_vi.program.row_draws import Part
+from ppl_vi.ranks.shards import ShardedSource
 from ppl_vi.repeating import Repeated
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.interrupting import interruptible
@@ -74,12 +78,23 @@ class SweptGuide(Protocol):
     def swept(self) -> tuple[Tensor, ...]:
         """The exact ELBO after an update of every factor, and the tensors it comes to."""
 
+    def divide(self, batch: Batch, rows: frozenset[str]) -> None:
+        """Go on with the rows of one of several processes; ``rows`` are the plates over them.
+
+        Raises:
+            GuideError, ModelError: a factor does not allow of that; the message names the site.
+        """
+
+    def unite(self, batch: Batch, whole: bool) -> None:
+        """Be by itself again, after the last sweep, with the factors of all rows if ``whole``."""
+
     def stepper(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], part: Part | None = None
     ) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
         """From the size of a step on a minibatch to its bound and the tensors it comes to.
 
-        ``None`` goes all the way: a sweep over these rows.
+        ``None`` goes all the way: a sweep over these rows. They may be a ``part`` of a batch that
+        several processes share.
         """
 
     @property
@@ -199,9 +214,9 @@ def sweep_to_rest(
     losses: list[float] = []
     sweeps = Streamed(guide, job, wish, bar) if job.source.in_parts else None
     repeated = Repeated(guide, job, steps, wish, bar)
-    stream = Stream(job.source) if job.data_plates and sweeps is None else None
+    stream = Stream(job.source) if job.source.batched and sweeps is None else None
     size = sum(job.source.sizes().values()) if stream else 1
-    with interruptible() as interrupted:
+    with interruptible() as interrupted, _divided(job):
         try:
             reason = StopReason.STEPS
             while len(losses) < steps and reason is StopReason.STEPS:
@@ -211,33 +226,56 @@ def sweep_to_rest(
                     rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
                     batch = next(stream) if stream else None
                     losses.append(-repeated.advance(len(losses), batch, rate))
-                reason = _after(guide, losses, size, tol, callbacks, bar)
-                if interrupted() and reason is StopReason.STEPS:
+                called = _after(guide, losses, callbacks, bar)
+                called, stopped = job.ranks.any(called, interrupted())
+                if called:
+                    reason = StopReason.CALLBACK
+                elif tol is not None and len(losses) % size == 0 and _rests(losses, size, tol):
+                    reason = StopReason.CONVERGED
+                elif stopped:
                     reason = StopReason.INTERRUPTED
         except KeyboardInterrupt:
-            if not losses:
+            if not losses or job.ranks.size > 1:
                 raise
             reason = StopReason.INTERRUPTED
-    if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
-        reason = StopReason.CLIMBING
-    guide.settle()
-    bound = Estimate(bound_by_batches(guide, job)) if job.data_plates else None
-    if stream is None or bound is None:
+        if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
+            reason = StopReason.CLIMBING
+        guide.settle()
         bound = guide.evaluated(-losses[-1])
+    if job.source.batched:
+        over_batches = Estimate(bound_by_batches(guide, job))  # which counts elements too
+        bound = over_batches if stream else bound
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
     return Swept(losses, convergence, (sweeps or repeated).execution, bound)
 
 
+def divides(job: Job) -> bool:
+    """Whether sweeps look at all rows that a process has at once, and others have others."""
+    return isinstance(job.source, ShardedSource) and not job.source.batched
+
+
+@contextmanager
+def _divided(job: Job) -> Iterator[None]:
+    """Where each of several processes has its rows in memory, they count for all of them."""
+    with job.handler(job.source.whole()) if divides(job) else nullcontext():
+        yield
+
+
+def unite(job: Job) -> None:
+    """The guide without the other processes, after the last sweep."""
+    if is_swept(job.guide) and divides(job):
+        with job.handler(job.source.whole()):
+            job.guide.unite(job.source.whole(), job.source.seen is job.source.alone)
+
+
 def _after(
     guide: SweptGuide,
     losses: Sequence[float],
-    size: int,
-    tol: Tolerance | None,
     callbacks: Sequence[Callback],
     bar: tqdm[None],
-) -> StopReason:
-    """Tell the world of a sweep; whether it was the last, and why."""
+) -> bool:
+    """Tell the world of a sweep; whether a callback asks for it to be the last."""
     if not math.isfinite(losses[-1]):
         raise FloatingPointError(
             f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
@@ -247,11 +285,7 @@ def _after(
     bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
     bar.update()
     told = Progress(len(losses), losses[-1], losses[-1])
-    if any([callback(told) for callback in callbacks]):
-        return StopReason.CALLBACK
-    if tol is not None and len(losses) % size == 0 and _rests(losses, size, tol):
-        return StopReason.CONVERGED
-    return StopReason.STEPS
+    return any([callback(told) for callback in callbacks])
 
 
 def _broken(guide: SweptGuide) -> str:
@@ -281,4 +315,4 @@ def bound_by_batches(guide: SweptGuide, job: Job) -> float:
     for pair, share, handler in job.weighted_pairs():
         with handler:
             total += share * guide.bound(pair.args, pair.kwargs, share).item()
-    return total
+    return float(job.ranks.sum(torch.tensor(total, dtype=torch.float64)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from ppl_vi.ranks.group import ALONE, Ranks
 from ppl_vi.stepping.runners import Runner
 from ppl_vi.stopping.interrupting import interruptible
 from ppl_vi.stopping.reasons import Convergence, StopReason
@@ -32,12 +33,18 @@ class Progress:
 Callback = Callable[[Progress], bool | None]
 """Called after every step, inside the fit's parameter scope; ``True`` stops the fit."""
 
+_ASKED = (StopReason.CALLBACK, StopReason.INTERRUPTED)
 _SMOOTHING = 0.02
 _STEPS_PER_REFRESH = 20
 
 
 def train(
-    runner: Runner, steps: int, callbacks: Sequence[Callback], bar: tqdm[None], watch: Watch
+    runner: Runner,
+    steps: int,
+    callbacks: Sequence[Callback],
+    bar: tqdm[None],
+    watch: Watch,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[float], Convergence]:
     """Take ``steps`` steps, or fewer if a callback, a rule or a person asks.
 
@@ -47,6 +54,7 @@ def train(
         callbacks: told of every step.
         bar: shows the smoothed ELBO.
         watch: sees the losses, and may lower the learning rate or stop.
+        ranks: the processes, which stop together.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite, where the runner is told to raise.
@@ -54,9 +62,9 @@ def train(
     losses: list[float] = []
     with interruptible() as interrupted:
         try:
-            reason = _stepped(losses, runner, steps, callbacks, bar, watch, interrupted)
+            reason = _stepped(losses, runner, steps, callbacks, bar, watch, interrupted, ranks)
         except KeyboardInterrupt:  # a callback's own, or a second Ctrl-C
-            if not losses:
+            if not losses or ranks.size > 1:
                 raise
             reason = StopReason.INTERRUPTED
     return losses, watch.told(reason)
@@ -70,6 +78,7 @@ def _stepped(
     bar: tqdm[None],
     watch: Watch,
     interrupted: Callable[[], bool],
+    ranks: Ranks,
 ) -> StopReason:
     """Take the steps, and say why no more of them."""
     smoothed, shown = math.nan, bar.n
@@ -82,14 +91,16 @@ def _stepped(
                     loss if math.isnan(smoothed) else smoothed + _SMOOTHING * (loss - smoothed)
                 )
         step = len(losses)
-        if step % _STEPS_PER_REFRESH == 0 or step == steps:
+        refreshes = step % _STEPS_PER_REFRESH == 0 or step == steps
+        if refreshes:
             bar.set_postfix_str(f"ELBO {-smoothed:.5g}", refresh=False)
             bar.update(shown + step - bar.n)
         told = Progress(step, losses[-1], smoothed)
-        if any([callback(told) for callback in callbacks]):  # every callback hears of every step
-            return StopReason.CALLBACK
-        if interrupted():
-            return StopReason.INTERRUPTED
+        called = any([callback(told) for callback in callbacks])  # all of them hear of every step
+        if callbacks or refreshes or ranks.size == 1:  # asking others takes time
+            for is_so, reason in zip(ranks.any(called, interrupted()), _ASKED, strict=True):
+                if is_so:
+                    return reason
         if step % EVERY == 0 and watch.sees(losses[-EVERY:]):
             return StopReason.CONVERGED
     return StopReason.STEPS

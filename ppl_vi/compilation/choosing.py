@@ -87,6 +87,7 @@ class Execute:
     ) -> None:
         self._wish, self._steps, self._tell = wish, steps, tell
         self._eager, self._plainly = eager, eager.loss_and_grads
+        self._ranks = job.ranks.size
         self._builds, self._step_seconds = Builds(), 0.0
         self._graphs: GradientGraphs | None = None
         self._runner: Runner = eager
@@ -172,6 +173,10 @@ class Execute:
         """Take whole blocks of steps, or else the loss alone."""
         live = [graph.parameters[i] for i in graph.used]
         few = builds is not None or sum(tensor.numel() for tensor in live) < _MANY_NUMBERS
+        if self._ranks > 1:
+            between = f"{self._ranks} processes sum their gradients between steps"
+            self._reason = f"{self._reason}; {between}" if self._reason else between
+            few = False
         if few and self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
             self._runner = BlockRunner(graphs, self._eager, stops, builds, self._repays)
         else:

@@ -134,4 +134,5 @@ def shape_of(job: Job, batch: Batch) -> Hashable:
     """What a graph depends on besides the tensors' values."""
     leaves = tree_leaves((batch.args, batch.kwargs))
     numbers = tuple(leaf for leaf in leaves if isinstance(leaf, float))
-    return shapes_of(job.pair(batch)), numbers, batch.size, batch.rows is None
+    shared = batch.part and batch.part.size
+    return shapes_of(job.pair(batch)), numbers, batch.size, batch.rows is None, shared

@@ -112,6 +112,8 @@ class _Memories:
 
 
 class _Recorder(Observer):
+    records = True
+
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self._graph, self._held = Graph(), torch.nn.Module()

@@ -25,6 +25,7 @@ from ppl_vi.conjugacy.sampled_family import Sampled, SampledFamily
 from ppl_vi.conjugacy.tables import Table, counts_of, tables_of
 from ppl_vi.conjugacy.values import Law, NotConjugateError, Uncertain
 from ppl_vi.program import Pair, Term, Terms, expected_terms, summed_out, weighted_sum
+from ppl_vi.ranks.sums import SumOverParts
 
 _MOST_ITERATIONS = 100
 _ITERATIONS_OF_FACTORS = 20
@@ -49,6 +50,8 @@ class Ascent:
         nesting: how many plates the model has within each other.
         blocks: sites that are updated together, in order.
         rows: row numbers of subsampled plates, by plate.
+        parts: sums what several processes find on their rows; ``None`` for one alone.
+        local: names of the factors of rows, which are with the process that has the rows.
     """
 
     pair: Pair
@@ -58,6 +61,8 @@ class Ascent:
     nesting: int
     blocks: Sequence[tuple[str, ...]] = ()
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: SumOverParts | None = None
+    local: Collection[str] = ()
 
     def terms(self, moments: State, leaves: dict[Group, Tensor] | None = None) -> Terms:
         """The expected log-density of each site, given the mean parameters of each factor."""
@@ -194,7 +199,7 @@ class Ascent:
         def bound() -> Tensor:
             return weighted_sum(self.terms(moments), weighing(weights))
 
-        climb(bound, parameters, _MOST_ITERATIONS)
+        climb(bound, parameters, _MOST_ITERATIONS, self.totals)
 
     def search(self, state: State, weights: Weights) -> dict[str, Tensors]:
         """The factors after those without a closed form have moved uphill at these weights.
@@ -219,7 +224,7 @@ class Ascent:
             return weighted_sum(terms, weighing(weights)) + self._entropy(own, terms)
 
         leaves = [leaf for own in steps.values() for leaf in own]
-        climb(bound, leaves, _ITERATIONS_OF_FACTORS)
+        climb(bound, leaves, _ITERATIONS_OF_FACTORS, self.totals)
         with torch.no_grad():
             return {**state, **moved()}
 
@@ -227,7 +232,12 @@ class Ascent:
         """The bound at held weights, but for the entropy of the discrete latents."""
         with torch.no_grad():
             terms = self.terms(self._held(state))
-            return weighted_sum(terms, weighing(weights)) + self._entropy(state, terms)
+            own = weighted_sum(terms, weighing(weights)) + self._entropy(state, terms)
+            return self.totals((own,))[0]
+
+    def totals(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What all rows come to, from what the rows at hand do, counted for all."""
+        return own if self.parts is None else self.parts.total(own)
 
     def _held(self, state: State) -> dict[str, Tensors]:
         """The mean parameters, without a gradient."""
@@ -248,7 +258,14 @@ class Ascent:
         self, block: Sequence[str], moments: State, weights: Weights
     ) -> dict[str, Tensors]:
         """The best natural parameters of factors that need not know of each other."""
-        return self.natural(block, moments, self.gradients(block, moments, weights))
+        gradients = self.gradients(block, moments, weights)
+        if self.parts is not None:
+            common = [name not in self.local for name in block for _ in moments[name]]
+            totals = iter(self.totals([g for g, one in zip(gradients, common, strict=True) if one]))
+            gradients = tuple(
+                next(totals) if one else own for own, one in zip(gradients, common, strict=True)
+            )
+        return self.natural(block, moments, gradients)
 
     @torch.enable_grad()
     def gradients(self, block: Sequence[str], moments: State, weights: Weights) -> Tensors:

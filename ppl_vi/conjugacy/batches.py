@@ -52,8 +52,8 @@ def on_rows(
             continue
         if not isinstance(family, Family):
             raise ModelError(
-                f"site '{name}' shares a factor with others in a plate over the rows of minibatches. "
-                f"Use structured=False."
+                f"site '{name}' shares a factor with others in a plate over rows that come in parts "
+                f"(minibatches, or several processes). Use structured=False."
             )
         families[name] = replace(family, shape=shape)
         draws[name] = _resized(draws[name], shape)
@@ -88,7 +88,7 @@ def natural_step(
     """
     bound, state, weights = solved(ascent, held, local)
     moved = ascent.best(state, weights, set(held), rate)
-    return bound, {name: moved[name] for name in held}
+    return ascent.totals((bound,))[0], {name: moved[name] for name in held}
 
 
 def global_blocks(ascent: Ascent, local: set[str]) -> tuple[tuple[str, ...], ...]:

@@ -12,16 +12,22 @@ _FAR = 1e10
 
 
 @torch.enable_grad()
-def climb(function: Callable[[], Tensor], leaves: Sequence[Tensor], iterations: int) -> None:
+def climb(
+    function: Callable[[], Tensor],
+    leaves: Sequence[Tensor],
+    iterations: int,
+    whole: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple,
+) -> None:
     """Move tensors to where a function of them is higher, and never to where it is lower.
 
     Args:
         function: of the leaves, which asks for their gradient.
         leaves: they are moved in place.
         iterations: the most of them.
+        whole: what the function and its gradients are over all processes, from what they are in this.
     """
     with torch.no_grad():
-        size = 1 + function().abs()  # by which its differences count
+        size = 1 + whole((function(),))[0].abs()  # by which its differences count
     flat = torch.finfo(leaves[0].dtype).eps
     optimizer = torch.optim.LBFGS(
         leaves,
@@ -32,8 +38,8 @@ def climb(function: Callable[[], Tensor], leaves: Sequence[Tensor], iterations: 
     )
 
     def loss() -> Tensor:
-        objective = -function() / size
-        gradients = torch.autograd.grad(objective, leaves)
+        own = -function() / size
+        objective, *gradients = whole((own, *torch.autograd.grad(own, leaves)))
         finite = all(bool(tensor.isfinite().all()) for tensor in (objective, *gradients))
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient if finite else torch.zeros_like(leaf)
@@ -42,7 +48,7 @@ def climb(function: Callable[[], Tensor], leaves: Sequence[Tensor], iterations: 
     before = [leaf.detach().clone() for leaf in leaves]
     start: Tensor = optimizer.step(loss)
     with torch.no_grad():
-        if not -function() / size <= start:
+        if not -whole((function(),))[0] / size <= start:
             for leaf, old in zip(leaves, before, strict=True):
                 leaf.copy_(old)
     for leaf in leaves:

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from ppl_vi.data.orders import shuffled_rows
 from ppl_vi.data.stored import StoredArray
 from ppl_vi.errors import DataError
+from ppl_vi.program.row_draws import Part
+from ppl_vi.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +29,28 @@ class Batch:
         kwargs: Keyword arguments.
         rows: Row numbers in the whole data set, `[size]`; None when they are unknown.
         size: Number of rows in this batch; None when the data have no rows.
+        part: Where its rows stand among those of all processes that share the batch, if several do.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rows: Tensor | None
     size: int | None
+    part: Part | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors of the arguments, and the row numbers last."""
+        """The tensors of the arguments, and the row numbers and their places last."""
         leaves = [
             leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)
         ]
-        return tuple(leaves) if self.rows is None else (*leaves, self.rows)
+        places = () if self.part is None else (self.part.places,)
+        return tuple(leaves) if self.rows is None else (*leaves, self.rows, *places)
+
+    @property
+    def own(self) -> int:
+        """How many rows count: a process that has none of a batch has borrowed one."""
+        return self.part.own if self.part else self.size or 1
 
 
 class DataSource(ABC):
@@ -56,17 +66,22 @@ class DataSource(ABC):
     Attributes:
         num_rows: N, as given.
         batched: Whether `epoch` gives anything else than the one whole batch.
+        asked: Rows in a batch, as given.
         in_parts: Whether batches are parts of one whole, all of which are looked at in each step.
         may_be_parted: Whether nobody asked for batches of some size.
         by_rows: Whether batches are rows of tensors in memory, told by their numbers alone.
+        divisible: Whether any rows can be asked for, so that processes can share them.
+        ranks: The processes that fit these data together.
     """
 
     by_rows = False
+    divisible = True
     in_parts = False
     may_be_parted = False
+    ranks: Ranks = ALONE
 
     def __init__(self, num_rows: int | None, batch_size: int | None) -> None:
-        self.num_rows = num_rows
+        self.num_rows, self.asked = num_rows, batch_size
         self._batch_size = min(batch_size or sys.maxsize, num_rows or 1)
         self.batched = self._batch_size < (num_rows or 1)
 
@@ -90,6 +105,25 @@ class DataSource(ABC):
     def batch_size(self) -> int | None:
         """Rows in a batch, where ``data_source`` is to be told of it."""
         return self._batch_size if self.batched else None
+
+    @property
+    def partial(self) -> bool:
+        """Whether a batch may have fewer rows than there are in all."""
+        return self.batched
+
+    @property
+    def seen(self) -> DataSource:
+        """What all processes see alike before the first step."""
+        return self
+
+    @property
+    def alone(self) -> DataSource:
+        """What this process asks its questions of after the fit."""
+        if self.ranks is ALONE:
+            return self
+        source = copy.copy(self)
+        source.ranks = ALONE
+        return source
 
     @property
     def rows_device(self) -> torch.device:

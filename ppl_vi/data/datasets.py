@@ -68,6 +68,8 @@ class MapSource(DataSource):
 class LoaderSource(DataSource):
     """A user's `DataLoader`; what is read in data order is read past its sampler."""
 
+    divisible = False
+
     def __init__(self, loader: DataLoader[Any], device: Device) -> None:
         batch_size = getattr(loader.batch_sampler, "batch_size", DEFAULT_BATCH_SIZE)
         self._loader, self._device = loader, device
@@ -123,6 +125,8 @@ class LoaderSource(DataSource):
 
 class IterableSource(DataSource):
     """An ``IterableDataset``, which says itself in what order its rows come."""
+
+    divisible = False
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class DisARM(Estimator):
         with torch.no_grad():
             logits = _decisions(base, finite_logits(base.logits))
             logits = logits.expand(*shape, logits.shape[-1])
-            pairs = logits.reshape(place.shape[0] // 2, 2, -1)
+            pairs = logits.reshape(place.shape[0] // 2, 2, *logits.shape[1:])
             u = torch.rand_like(pairs[:, 0])
             taken = torch.stack([u, 1 - u], 1) < pairs.sigmoid()
             return _value_of(base, taken.reshape(logits.shape))

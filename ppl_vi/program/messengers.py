@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vi.errors import ModelError
 from ppl_vi.program.layout import feasible_value, is_improper
+from ppl_vi.program.row_draws import Part, drawn_by_rows, row_dim
 
 Draw = Callable[[str, Any], Tensor]
 """How a site is drawn: ``draw(name, distribution) -> value``."""
@@ -58,8 +59,21 @@ class DrawSites(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
             return
-        msg["value"] = self.draw(msg["name"], msg["fn"])
+        msg["value"] = drawn_as_rows(msg, lambda: self.draw(msg["name"], msg["fn"]))
         msg["done"] = True
+
+
+_PLATES_IN_PARTS: list[DataPlate] = []
+"""The handlers around, innermost last, of a batch that several processes share."""
+
+
+def drawn_as_rows(msg: Any, draw: Callable[[], Tensor]) -> Tensor:
+    """Draw a site; one of rows that several processes share, as a process alone would draw it."""
+    around = _PLATES_IN_PARTS[-1] if _PLATES_IN_PARTS else None
+    dim = None if around is None else row_dim(msg["cond_indep_stack"], around.names)
+    if around is None or around.part is None or dim is None:
+        return draw()
+    return drawn_by_rows(around.part, msg["fn"], dim, draw)
 
 
 class Redraw(Messenger):
@@ -144,19 +158,38 @@ class DataPlate(Messenger):
         num_rows: N, the number of rows of the whole data set.
         rows: ``[B]`` row numbers of this batch, or ``None`` where the data do not tell them.
         size: B, the number of rows of this batch.
+        part: where they stand among those of all processes, if there are several.
     """
 
     def __init__(
-        self, names: Collection[str], num_rows: int, rows: Tensor | None, size: int
+        self,
+        names: Collection[str],
+        num_rows: int,
+        rows: Tensor | None,
+        size: int,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         self.names, self.num_rows, self.rows, self.size = names, num_rows, rows, size
+        self.part = part
+
+    def __enter__(self) -> Any:
+        _PLATES_IN_PARTS.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        _PLATES_IN_PARTS.remove(self)
+        super().__exit__(*raised)
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self._hand_over_rows(msg)
-        else:
-            self._scale(msg)
+            return
+        if self.part is not None and not (msg["done"] or msg["is_observed"]):
+            fn, args, kwargs = msg["fn"], msg["args"], msg["kwargs"]  # in an objective of Pyro's
+            msg["value"] = drawn_as_rows(msg, lambda: fn(*args, **kwargs))
+            msg["done"] = True
+        self._scale(msg)
 
     def _hand_over_rows(self, msg: Any) -> None:
         if msg["name"] not in self.names or msg["fn"].size != self.num_rows or msg["done"]:

@@ -154,7 +154,7 @@ class WholeLogJoint:
             with handler:
                 own = pair._replace(guide=self._guide)
                 total = total + share * evaluate(LogJoint(structure_of(own), own))
-        return torch.as_tensor(total)
+        return self._job.ranks.sum(torch.as_tensor(total))
 
 
 def _site(name: str) -> str:

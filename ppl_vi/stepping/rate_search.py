@@ -12,6 +12,7 @@ from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import FittedParameters
 from ppl_vi.randomness import forked_rng
+from ppl_vi.ranks.steps import summed_over
 from ppl_vi.stepping.optimization import TorchStepper
 from ppl_vi.stepping.runners import EagerRunner
 
@@ -52,7 +53,10 @@ def _tried(
     with forked_rng(seed=0):
         adam = torch.optim.Adam(list(parameters.values()), lr=rate, betas=(0.9, 0.99))
         stepper = TorchStepper(adam, parameters)
-        runner = EagerRunner(loss_and_grads, Stream(source), stepper, "skip", lambda batch: "")
+        stream, summed = Stream(source), summed_over(source.ranks)
+        runner = EagerRunner(
+            loss_and_grads, stream, stepper, "skip", lambda batch: "", summed=summed
+        )
         taken = runner.advance(_STEPS)[-_JUDGED:]
     start.restore()
     return _mean([loss for loss, _ in taken]) if all(finite for _, finite in taken) else math.inf

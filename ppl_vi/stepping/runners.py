@@ -13,6 +13,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import trainable
+from ppl_vi.ranks.steps import SumOfSteps
 from ppl_vi.scheduling import Scheduled
 from ppl_vi.stepping.optimization import Stepper
 from ppl_vi.stepping.rollback import Rollback
@@ -53,6 +54,7 @@ class EagerRunner:
             ``"rollback"`` to the last good state.
         blame: says which site is to blame on a batch whose loss is not finite.
         scheduled: numbers of the loss that are others in each step.
+        summed: sums losses and gradients over several processes.
 
     Attributes:
         done: steps taken, by whoever took them.
@@ -69,7 +71,9 @@ class EagerRunner:
         on_nan: OnNan,
         blame: Callable[[Batch], str],
         scheduled: Scheduled | None = None,
+        summed: SumOfSteps | None = None,
     ) -> None:
+        self._summed = summed
         self.loss_and_grads, self.stream, self.stepper = loss_and_grads, stream, stepper
         self._on_nan, self._blame, self._scheduled = on_nan, blame, scheduled
         self._batch: Batch | None = None
@@ -100,6 +104,8 @@ class EagerRunner:
         self.stepper.zero_grad(parameters)
         loss = _loss(self.loss_and_grads, batch)
         parameters = trainable()
+        if self._summed is not None:
+            loss = self._summed(loss, parameters, batch)
         self.done += 1
         finite = _finite(loss, parameters)
         rollback = self.rollback

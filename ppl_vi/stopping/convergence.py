@@ -184,7 +184,8 @@ def _clipped_means(blocks: Array) -> Array:
         center = _middle(blocks)
         reach = _OUTLIER * 1.4826 * _middle(np.abs(blocks - center))
         clipped = np.minimum(np.maximum(blocks, center - reach), center + reach)
-        return np.add.reduce(clipped, -1) / blocks.shape[-1]
+        clipped_means: Array = np.add.reduce(clipped, -1) / blocks.shape[-1]
+        return clipped_means
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice", RuntimeWarning)
         known = np.where(finite, blocks, np.nan)

@@ -72,7 +72,7 @@ class Diagnosis:
         """What speaks against the fit, a line each, the heaviest first."""
         lines = []
         if self.khat is not None and not self.khat.usable:
-            lines.append(f"k-hat is {format(float(self.khat), '.2f')}: {self.khat.words}")
+            lines.append(f"k-hat is {self.khat.value}: {self.khat.words}")
         elif self.khat is not None and not self.khat.close_in_bulk:
             lines.append(
                 f"the guide is off: its draws are worth {self._effective} of the posterior's, but "
@@ -98,7 +98,7 @@ class Diagnosis:
             return f"{said}: {self.doubts[0].rstrip('.')}{also}."
         if self.khat is None:
             return f"Nothing speaks against it, but there is no k-hat: {self.left_out['khat']}"
-        return f"Nothing speaks against it: k-hat is {float(self.khat):.2f}, {self.khat.words}."
+        return f"Nothing speaks against it: k-hat is {self.khat.value}, {self.khat.words}."
 
     @property
     def _effective(self) -> str:

@@ -14,6 +14,9 @@ FEWEST_DRAWS = 25
 """With fewer there is no tail that a distribution could be fitted to."""
 
 _GOOD, _EQUAL = 0.5, 1e-3
+_SMOOTHED, _REGULAR = 10, -0.5
+"""Observations that ArviZ's prior for the shape counts for, and the shape below which tails that end
+leave no standard error."""
 _TRY = (
     "Try a guide with correlations if it has none ('multivariate_normal'), one that bends ('flow'), or "
     "NUTS"
@@ -95,10 +98,31 @@ def usable(num_draws: int) -> float:
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
 
+def khat_error(khat: float, num_draws: int) -> float:
+    """The standard error of a k-hat, from that of the shape that fits M = ``tail_length(S)`` weights.
+
+        (1 + k) / √M · M / (M + 10)
+
+    It is that of the maximum likelihood estimate, drawn together by ArviZ's prior of ten observations;
+    for k below -1/2, where there is none, that of -1/2. NaN of no k.
+
+    Args:
+        khat: k; minus infinity, of equal weights, is exact.
+        num_draws: S.
+
+    Source: Smith (1985) for the estimate; Vehtari et al. (2024) for the prior.
+    """
+    if khat == -math.inf:
+        return 0.0
+    tail = tail_length(num_draws)
+    return (1 + max(khat, _REGULAR)) * math.sqrt(tail) / (tail + _SMOOTHED)
+
+
 class KHat(float):
     """The shape of the tail of importance weights: below 0.7 the guide is near enough to correct.
 
-    Where the rows of the data have weights of their own, it is that of the worst row.
+    Another call draws anew, and finds another k-hat within some ``standard_error``. Where the rows of
+    the data have weights of their own, it is that of the worst row.
 
     Attributes:
         num_draws: S.
@@ -129,6 +153,28 @@ class KHat(float):
     def usable(self) -> bool:
         """Whether weighted draws can be relied on."""
         return self < usable(self.num_draws)
+
+    @property
+    def standard_error(self) -> float:
+        """How far it moves from call to call; of the worst row, as if it were the same each time."""
+        return khat_error(self, self.num_draws)
+
+    @property
+    def value(self) -> str:
+        """The number and its standard error."""
+        if self == -math.inf:
+            return "minus infinity"
+        return f"{float(self):.2f} ± {self.standard_error:.2f}"
+
+    @property
+    def doubt(self) -> str:
+        """What to do where the next call may well say otherwise; empty where that is unlikely."""
+        if not abs(self - usable(self.num_draws)) < self.standard_error:
+            return ""
+        return (
+            f"It is too near to {usable(self.num_draws):.2f} to be sure of either: "
+            f"khat(num_draws={10 * self.num_draws}) says more"
+        )
 
     @property
     def close_in_bulk(self) -> bool:
@@ -172,9 +218,7 @@ class KHat(float):
         return f", in {poor} of {len(self.pointwise)} rows"
 
     def __str__(self) -> str:
-        value = format(float(self), ".2f").replace("-inf", "minus infinity")
-        remedy = f". {self.remedy}" if self.remedy else ""
-        return f"{value} ({self.words}{remedy})"
+        return f"{self.value} ({'. '.join(filter(None, (self.words, self.remedy, self.doubt)))})"
 
     def __repr__(self) -> str:
         return f"KHat({self})"

@@ -1,13 +1,14 @@
 """Does the bound still climb? A rule on the trace of losses alone.
 
-The last part of the trace is cut into twenty equal pieces, and a line is laid through their means. What
-it gains over half of that part is compared with its own standard error, taken from how the means lie
-about the line.
+A line is laid through the last part of the trace, and its gain over half of that part is compared
+with its own standard error. The noise is what is left about a cubic, so that a climb which bends is not
+taken for noise, and neighbouring blocks of it may depend on one another.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,20 +20,20 @@ Tolerance = Literal["auto"] | float
 WINDOW = 1_000
 """Steps that the noise of a mean is counted over."""
 
-_LOOKS, _BLOCKS = 10, 40
-"""In a window: how often the rule looks at the trace, and how many blocks it is kept in."""
-_FIRST = 1.7
-"""Windows before the first look."""
-_SHARE, _MORE = 0.52, 0.75
-"""The part that is looked at: this share of the trace, and so many windows more. Being a share, it
-holds a climb however slow, and lets go of it before the trace is twice as long."""
-_PIECES = 20
-_LIMIT = 1.45
-"""Standard errors of the gain above which the bound climbs."""
+_BLOCKS = 40
+"""Blocks that a window is kept in."""
+_FIRST = 2 * _BLOCKS
+"""Blocks before the first look: a flat trace may take two windows, and a slow climb needs them."""
+_LIMIT, _FIRST_LIMIT = 2.1, 2.3
+"""Standard errors of the gain above which the bound climbs, and those at the first look: it alone must
+let a flat trace go, and the later ones are many."""
 SURE = 2.33
 """Likewise, where it is said to climb: one flat trace in a hundred is accused."""
-_INDIFFERENT = 0.9
-"""Standard errors of a window's mean that are too small a gain to go on for."""
+_INDIFFERENT = 0.375
+"""Standard errors of a window's mean that are too small a gain to go on for: what an exponential brings
+at most after its remaining gain has come down to one."""
+_STRONGEST = 0.9
+"""The most that a block may depend on the one before."""
 _OUTLIER = 4.0
 """Robust standard deviations from a block's median at which a loss is cut off."""
 
@@ -65,19 +66,22 @@ class Look(NamedTuple):
 class ConvergenceRule:
     """Says when a loss has stopped falling, from its noisy values alone.
 
-    With y_1, ..., y_20 the means of equal pieces of the last part of the trace, b the slope of a line
-    through them, and s the standard deviation about that line,
+    With y_1, ..., y_n the means of the last blocks of a fortieth of a window, b the slope of a line
+    through them, s and r the standard deviation about a cubic and its correlation from one block to the
+    next (0 where it is negative),
 
-        gain = -10 b,  standard error = 10 s / sqrt(Σ_i (i - 10.5)²),
+        gain = -b n/2,  standard error = s √((1 + r) / (1 - r)) n/2 / √(Σ_i (i - (n + 1)/2)²),
 
-    it stops where ``gain < 1.45 standard errors + 0.9 s_window``, with s_window the standard error of
-    the mean of one window; with a number for ``tol`` where gain (if any) and 2.33 standard errors are
-    less. The last part is 52 % of the trace and three quarters of a window; the first look is after 1.7
-    windows. Losses far from the median of their block are cut off, and those that are not finite left
-    out. The decision does not depend on the unit of the losses, nor on how they are handed over.
+    it stops where ``gain < 2.1 standard errors + 0.375 s_window``, with s_window the standard error of
+    the mean of one window, and 2.3 for 2.1 at the first look, after two windows; with a number for
+    ``tol`` where gain (if any) and 2.33 standard errors are less. The last part is a window and half of
+    the trace, less half of what passes before the next look: all that is flat when a stop is due.
+    Losses far from the median of their block are cut off, and those that are not finite left out; where
+    a whole block is not, it does not stop. The decision does not depend on the unit of the losses, nor
+    on how they are handed over.
 
     Args:
-        window: steps, at least 40. What climbs less than its noise over as many is taken for flat.
+        window: steps, at least 40. What climbs less than its noise over two of them is taken for flat.
         tol: ``"auto"``, or a gain in nats.
 
     Attributes:
@@ -94,10 +98,10 @@ class ConvergenceRule:
         >>> rule.update(noise + climb)
         True
         >>> int(rule.stopped)
-        4700
+        5000
 
     Source: Dhaka et al. (2020) and Welandawe et al. (2022) for stopping by the noise of stationary
-    steps; the line through batch means is ours.
+    steps; the line against the noise of dependent blocks is ours.
     """
 
     def __init__(self, window: int = WINDOW, tol: Tolerance = "auto") -> None:
@@ -125,25 +129,30 @@ class ConvergenceRule:
         blocks = left[..., :whole].reshape(*left.shape[:-1], -1, self._size)
         known = self._means.shape[-1]
         self._means = _joined(self._means, _clipped_means(blocks))
-        every, first = _BLOCKS // _LOOKS, int(_FIRST * _BLOCKS)
-        for count in range(known // every * every + every, self._means.shape[-1] + 1, every):
-            if count >= first:
-                self._look(count)
+        for count in range(max(known + 1, _FIRST), self._means.shape[-1] + 1):
+            wait = _wait(count)
+            if count % wait == 0:
+                # What rests since before that step must have been let go at an earlier look.
+                self._look(count, -(-(count + wait) // 2) - _BLOCKS)
         stops = np.asarray(self.stopped > 0)
         return stops if stops.ndim else stops.item()
 
-    def _look(self, count: int) -> None:
-        """Judge the trace as it was after so many blocks."""
-        length = min(count, int(_SHARE * count + _MORE * _BLOCKS))
-        start = count - length
+    def _look(self, count: int, start: int) -> None:
+        """Judge the trace as it was after so many blocks, from a block on."""
         self.last = look = _line(self._means[..., start:count], start * self._size)
         if self.tol == "auto":
-            one_window = look.level_error * (length / _BLOCKS) ** 0.5
-            rests = look.gain <= _LIMIT * look.standard_error + _INDIFFERENT * one_window
+            one_window = look.level_error * ((count - start) / _BLOCKS) ** 0.5
+            limit = _FIRST_LIMIT if count == _FIRST else _LIMIT
+            rests = look.gain <= limit * look.standard_error + _INDIFFERENT * one_window
         else:  # a fall by chance does not make up for noise
             rests = np.maximum(look.gain, 0) <= self.tol - SURE * look.standard_error
-        # No comparison holds where a piece has no number.
+        # No comparison holds where a block has no number.
         self.stopped = np.where(rests & (self.stopped == 0), count * self._size, self.stopped)
+
+
+def _wait(count: int) -> int:
+    """Blocks from one look to the next, a power of two: some 2 % of those that there are."""
+    return 1 << ((count // _BLOCKS).bit_length() - 1)
 
 
 def stop_step(losses: ArrayLike, window: int = WINDOW, tol: Tolerance = "auto") -> Any:
@@ -160,8 +169,9 @@ def stop_step(losses: ArrayLike, window: int = WINDOW, tol: Tolerance = "auto") 
 
 
 def _joined(before: Array, new: Array) -> Array:
-    known = np.broadcast_to(before, (*new.shape[:-1], before.shape[-1]))
-    joined: Array = np.concatenate([known, new], -1)
+    if before.ndim < new.ndim:  # the first of several traces
+        before = np.broadcast_to(before, (*new.shape[:-1], before.shape[-1]))
+    joined: Array = np.concatenate([before, new], -1)
     return joined
 
 
@@ -173,8 +183,9 @@ def _clipped_means(blocks: Array) -> Array:
     if finite.all():
         center = _middle(blocks)
         reach = _OUTLIER * 1.4826 * _middle(np.abs(blocks - center))
-        clipped: Array = np.clip(blocks, center - reach, center + reach).mean(-1)
-        return clipped
+        clipped = np.minimum(np.maximum(blocks, center - reach), center + reach)
+        clipped_means: Array = np.add.reduce(clipped, -1) / blocks.shape[-1]
+        return clipped_means
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice", RuntimeWarning)
         known = np.where(finite, blocks, np.nan)
@@ -191,19 +202,30 @@ def _middle(blocks: Array) -> Array:
 
 
 def _line(means: Array, start: int) -> Look:
-    """The line through the means of twenty pieces; blocks without a number are left out."""
-    edges = np.linspace(0, means.shape[-1], _PIECES + 1).astype(int)[:-1]
-    known = np.isfinite(means)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pieces = np.add.reduceat(np.where(known, means, 0.0), edges, -1)
-        pieces = pieces / np.add.reduceat(known, edges, -1)
-    level = pieces.mean(-1)
-    away = pieces - level[..., None]
-    slope = away @ _PLACES / (_PLACES @ _PLACES)
-    spread = np.sqrt(((away - slope[..., None] * _PLACES) ** 2).sum(-1) / (_PIECES - 2))
-    half = _PIECES / 2
-    gain_error = half * spread / (_PLACES @ _PLACES) ** 0.5
-    return Look(start, -half * slope, gain_error, level, spread / _PIECES**0.5)
+    """The line through the means, and the noise about a cubic."""
+    count = means.shape[-1]
+    curves, half = _curves(count)
+    level = means.mean(-1)
+    away = means - level[..., None]
+    along = away @ curves
+    noise = away - along @ curves.T
+    squares = (noise * noise).sum(-1)
+    follows = (noise[..., 1:] * noise[..., :-1]).sum(-1) / np.maximum(squares, _LEAST)
+    # About a cubic neighbours look less alike than they are, by (4 + 6 r) / count.
+    follows = np.minimum(np.maximum((count * follows + 4) / (count - 6), 0.0), _STRONGEST)
+    spread = np.sqrt(squares / (count - 4) * (1 + follows) / (1 - follows))
+    return Look(start, -half * along[..., 0], half * spread, level, spread / count**0.5)
 
 
-_PLACES = np.arange(_PIECES) - (_PIECES - 1) / 2
+@lru_cache(maxsize=64)
+def _curves(count: int) -> tuple[Array, float]:
+    """Orthonormal polynomials of degree 1 to 3, ``[count, 3]``, and what the first gains over half."""
+    place = np.arange(count) - (count - 1) / 2
+    square = (place**2).mean()
+    cube = place**3 - (place**4).mean() / square * place
+    curves = np.stack([place, place**2 - square, cube], -1)
+    lengths = np.sqrt((curves**2).sum(0))
+    return curves / lengths, float(count / 2 / lengths[0])
+
+
+_LEAST = np.finfo(np.float64).tiny

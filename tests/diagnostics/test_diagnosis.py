@@ -43,7 +43,7 @@ def at_start(shift=0.0, ratio=1.0, **options):
 def test_a_good_fit():
     report = at_start().diagnose(1_000, progress=False)
     assert report.verdict.startswith(
-        "Nothing speaks against it: k-hat is -inf, all weights are equal"
+        "Nothing speaks against it: k-hat is minus infinity, all weights are equal"
     )
     assert report.doubts == () and list(report.signal.index) == ["loc"]
     assert report.signal.loc["loc", "ratio"] < 1.0

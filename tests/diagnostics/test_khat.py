@@ -104,6 +104,26 @@ def test_constant_weights_are_minus_infinity_in_words(dtype, batch_size, offset)
     )
 
 
+@pytest.mark.parametrize("shape", [0.1, 0.7])
+def test_the_standard_error_is_how_far_it_moves(shape):
+    """The standard deviation of 60 values is within 30 % of theirs, but for one seed in a thousand."""
+    log_w = shape * torch.distributions.Exponential(1.0).sample((4_000, 60))
+    found = [KHat.of(column) for column in log_w.unbind(1)]
+    errors = torch.tensor([khat.standard_error for khat in found])
+    assert torch.tensor(found).std() == pytest.approx(errors.mean().item(), rel=0.3)
+
+
+def test_a_khat_near_the_limit_says_so():
+    def of(shape):
+        return KHat.of(-shape * torch.log((torch.arange(4_000) + 0.5) / 4_000))
+
+    near, light, heavy = (of(shape) for shape in (0.7, 0.2, 1.4))
+    assert abs(near - 0.7) < near.standard_error < 0.2
+    assert str(near).startswith(f"{float(near):.2f} ± {near.standard_error:.2f} (")
+    assert "too near to 0.70 to be sure of either: khat(num_draws=40000)" in str(near)
+    assert not light.doubt and not heavy.doubt
+
+
 def test_weights_of_a_few_values_have_no_tail():
     def model():
         pyro.sample("z", dist.Bernoulli(0.3))

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.signal import lfilter
 
 from ppl_vi import StopReason, fit
 from ppl_vi.stepping.optimization import StagedRate
@@ -39,13 +40,22 @@ def student(generator, shape):
     return generator.standard_t(3, shape) / 3**0.5
 
 
+def dependent(generator, shape):
+    """Correlated by 0.8 from step to step, of long-run standard deviation 1."""
+    steps = generator.standard_normal((shape[0], shape[1] + 100))
+    return lfilter([0.2], [1.0, -0.8], steps, axis=-1)[:, 100:]
+
+
 FAMILIES = {
     "flat": (np.zeros_like, normal),
     "flat, heavy tails": (np.zeros_like, student),
+    "flat, dependent": (np.zeros_like, dependent),
     "exponential": (falling(10, 1.0), normal),
     "slow exponential": (falling(30, 3.0), normal),
     "exponential, heavy tails": (falling(10, 1.0), student),
     "drift": (drift(3, 4), normal),
+    "drift near the limit": (drift(2.4, 6), normal),  # eight standard errors of a mean a window
+    "power law": (lambda t: 30 / (1 + 10 * t) ** 2, normal),
     "two levels": (lambda t: 2.0 * (t < 0.5), normal),
     "a level on the way": (lambda t: 30 * np.exp(-t / 0.1) + 1.0 * (t < 0.8), normal),
 }
@@ -80,6 +90,30 @@ def test_numbers_that_are_not_finite_are_left_out():
     losses[::50] = np.inf
     assert 0 < stop_step(losses, WINDOW) <= 2 * WINDOW
     assert stop_step(np.full(4_000, np.nan), WINDOW) == 0
+
+
+def test_a_block_without_a_number_keeps_it_from_stopping():
+    losses = np.random.default_rng(2).standard_normal(12_000)
+    losses[2_000:3_000] = np.nan
+    steps = stop_step(losses[:2_000], WINDOW), stop_step(losses[1_500:], WINDOW)
+    assert steps[0] == 2 * WINDOW
+    # Before the part that is looked at, half of the trace and a window, they do not matter.
+    assert 2 * (1_500 + WINDOW) - 100 < steps[1] < 2 * (1_500 + WINDOW) + 200
+
+
+def test_no_noise_is_no_hindrance():
+    assert stop_step(np.full(4_000, -3.7), WINDOW) == 2 * WINDOW
+    assert stop_step(-0.01 * np.arange(40_000), WINDOW) == 0
+
+
+@pytest.mark.parametrize("height", [1e2, 1e4, 1e6, 1e8])
+def test_a_climb_that_bends_is_not_taken_for_noise(height):
+    """However high it began: what is left about a line would be correlated, and large."""
+    time = 0.4 * WINDOW
+    ideal = time * np.log(height * WINDOW**0.5)
+    noise = np.random.default_rng(7).standard_normal((20, int(2 * (ideal + WINDOW))))
+    stop = stop_step(noise + height * np.exp(-np.arange(noise.shape[1]) / time), WINDOW)
+    assert (stop > ideal).all()
 
 
 def test_a_number_is_a_gain_in_nats():

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vi.checkpoints import State
 from ppl_vi.stepping.bare_steps import take_step, without_compiler
-from ppl_vi.stepping.moments import saved, slow_down
+from ppl_vi.stepping.moments import bring_back, saved, slow_down
 from ppl_vi.stepping.rates import INITIAL_RATE, StagedRate, default_optimizer
 
 OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
@@ -38,8 +38,11 @@ class Stepper(Protocol):
     def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         """Go on where another one was, with the parameters that it moved."""
 
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        """What brings parameters and moments back to where they are now; the schedule goes on."""
+    def saved(self, parameters: Mapping[str, Tensor]) -> State:
+        """Parameters and moments, for ``bring_back``."""
+
+    def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        """Bring parameters and moments back to where they were; the schedule goes on."""
 
     def slow_down(self, factor: float) -> None:
         """Multiply all learning rates, also those to come."""
@@ -168,8 +171,11 @@ class TorchStepper:
         """The default rate, where it waits to be told to fall."""
         return self._scheduler if isinstance(self._scheduler, StagedRate) else None
 
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        return saved(parameters, [self.optimizer])
+    def saved(self, parameters: Mapping[str, Tensor]) -> State:
+        return saved(parameters, lambda parameter: self.optimizer)
+
+    def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        bring_back(state, parameters, lambda parameter: self.optimizer)
 
     def slow_down(self, factor: float) -> None:
         slow_down(self._scheduler or self.optimizer, factor)
@@ -257,9 +263,16 @@ class _PyroStepper:
         self._optimizer.optim_objs = {}
         self._optimizer._state_waiting_to_be_consumed = dict(state)  # as each is met
 
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        made = self._optimizer.optim_objs.values()
-        return saved(parameters, [getattr(one, "optimizer", one) for one in made])
+    def saved(self, parameters: Mapping[str, Tensor]) -> State:
+        return saved(parameters, self._optimizer_of)
+
+    def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        bring_back(state, parameters, self._optimizer_of)
+
+    def _optimizer_of(self, parameter: Tensor) -> Optimizer | None:
+        made = self._optimizer.optim_objs.get(parameter)
+        optimizer: Optimizer | None = getattr(made, "optimizer", made)
+        return optimizer
 
     def slow_down(self, factor: float) -> None:
         for made in self._optimizer.optim_objs.values():

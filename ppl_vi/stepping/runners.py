@@ -107,10 +107,13 @@ class EagerRunner:
             if rollback is not None and rollback.is_due(self.done - 1):
                 rollback.keep(self.stepper.saved(parameters))
             self.stepper.step(parameters, loss)
-        elif self._on_nan == "raise" or (rollback is not None and not rollback.go_back()):
+        elif self._on_nan == "raise" or (rollback is not None and not self._went_back(rollback)):
             told = _complaint(self.done, loss, parameters, self._blame(batch))
             raise FloatingPointError(f"{told} {_remedy(rollback)}")
         return Taken(loss, finite)
+
+    def _went_back(self, rollback: Rollback) -> bool:
+        return rollback.go_back(lambda good: self.stepper.bring_back(good, trainable()))
 
 
 def _loss(loss_and_grads: Callable[[Batch], float], batch: Batch) -> float:

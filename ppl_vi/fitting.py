@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,17 +18,20 @@ from pyro.infer.autoguide import AutoGuide
 from tqdm.auto import tqdm
 
 from ppl_vi.annealing import KLSchedule
-from ppl_vi.attempts import Settings, attempt
+from ppl_vi.attempts import Settings
+from ppl_vi.checkpoints.keeping import Keeper
 from ppl_vi.compilation import Wish
 from ppl_vi.data.sources import data_source
 from ppl_vi.objectives import ELBO
 from ppl_vi.partial import PartialGuide
 from ppl_vi.randomness import forked_rng
+from ppl_vi.restarts import Race
 from ppl_vi.result import FitResult
+from ppl_vi.resuming import fit_state, refuse_other_fits
 from ppl_vi.stepping.optimization import OptimizerChoice
 from ppl_vi.stepping.runners import OnNan
 from ppl_vi.stopping.convergence import Tolerance
-from ppl_vi.stopping.reasons import Restart, StopReason
+from ppl_vi.stopping.reasons import StopReason
 from ppl_vi.training import Callback
 
 Program = Callable[..., Any]
@@ -52,6 +56,9 @@ def fit(
     seed: int | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1_000,
+    resume: bool = False,
     on_nan: OnNan = "raise",
     kl_schedule: KLSchedule | None = None,
     device: torch.device | str | None = None,
@@ -98,6 +105,14 @@ def fit(
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
+        checkpoint: a file that the state of the fit is written to, whole or not at all: at the first
+            step, every ``checkpoint_every`` steps, at the last one, and where Ctrl-C or SIGTERM ends
+            the fit between two steps. It is replaced each time, and stays when the fit is over.
+        checkpoint_every: steps from one to the next; compiled steps write at the end of a hundred.
+        resume: go on from the file, bit for bit as a fit that was never cut on this machine with as
+            many threads; where there is none yet, begin. Model, guide, data and settings must be those
+            of the file, but for ``steps`` (unless a schedule was laid over them), ``callbacks``,
+            ``progress``, ``checkpoint_every`` and ``device``. What callbacks know is not in the file.
         on_nan: what to do where a loss or a gradient is not finite: ``"raise"`` an error that names
             step, site and parameter; ``"skip"`` the step; or ``"rollback"`` to the last good state of
             parameters and optimizer, kept every 100 steps, and go on with half the learning rate, at
@@ -115,6 +130,8 @@ def fit(
         FloatingPointError: a loss or gradient is not finite, with ``on_nan="raise"`` or after the last
             rollback.
         CompileError: with ``compile=True``, the programs do what a compiled step cannot repeat.
+        CheckpointError: the checkpoint cannot be written at the beginning, or the one to go on from is
+            damaged, newer than this code, or of another fit; the message names what differs.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -131,6 +148,7 @@ def fit(
     objective = ELBO() if objective is None else objective
     _check_options(objective, steps, restarts, on_nan, compile, tol)
     _check_callbacks(callbacks)
+    _check_checkpoint(checkpoint, checkpoint_every, resume)
     source = data_source(data, batch_size, device)
     settings = Settings(
         model,
@@ -148,32 +166,24 @@ def fit(
         seed,
         tol,
     )
+    keeper = Keeper(checkpoint, checkpoint_every)
+    past = keeper.found() if resume else None
+    if keeper.writes:
+        keeper.common = fit_state(settings)
+    if past is not None:
+        refuse_other_fits(keeper, past)
     with _state_kept(seed), tqdm(total=steps * restarts, disable=not progress, unit="step") as bar:
-        results = _attempts(settings, bar)
-        best = max(results, key=_finite_bound)
+        race = Race(settings, bar, keeper)
+        best = race.run(past)
+        keeper.end()
         best.fitted.restore()
-        tried = tuple(map(Restart.of, results)) if restarts > 1 else ()
+        tried = tuple(race.tried) if restarts > 1 else ()
         best = replace(best, restarts=tried)
         for line in () if bar.disable else (*map(str, tried), *best.remarks):
             bar.write(line)
     if best.stop_reason is StopReason.CLIMBING and steps >= _FEW:
         warnings.warn(" ".join(best.remarks[:1]), stacklevel=2)
     return best
-
-
-def _attempts(settings: Settings, bar: tqdm[Any]) -> list[FitResult]:
-    """The fits from all starts, or those that were made before someone interrupted them."""
-    results = [attempt(settings, 0, bar)]
-    for restart in range(1, settings.restarts):
-        if results[-1].stop_reason is StopReason.INTERRUPTED:
-            break
-        bar.set_description_str(f"restart {restart + 1} of {settings.restarts}")
-        results[0].start.restore()  # modules that the programs hold begin every restart alike
-        try:
-            results.append(attempt(settings, restart, bar))
-        except KeyboardInterrupt:  # before its first step, or after its last
-            break
-    return results
 
 
 @contextmanager
@@ -215,6 +225,14 @@ def _check_callbacks(callbacks: Any) -> None:
         raise TypeError(f"callbacks: pass a list of functions{one}, not {callbacks!r}.")
 
 
-def _finite_bound(result: FitResult) -> float:
-    """By what restarts compare; a NaN would compare with nothing."""
-    return -math.inf if math.isnan(result.bound) else result.bound
+def _check_checkpoint(checkpoint: Any, every: Any, resume: Any) -> None:
+    if not (checkpoint is None or isinstance(checkpoint, (str, os.PathLike))):
+        raise TypeError(f"checkpoint must be the path of a file, not {checkpoint!r}.")
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        raise ValueError(f"checkpoint_every must be a positive integer, not {every!r}.")
+    if not isinstance(resume, bool):
+        raise ValueError(f"resume must be True or False, not {resume!r}.")
+    if resume and checkpoint is None:
+        raise ValueError(
+            "resume=True needs the file to go on from. Pass checkpoint='run.ckpt' too."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation import (
     Builds,
     Captured,
@@ -63,6 +65,30 @@ class Repeated:
         builds, captures = self._builds, int(self._captured is not None)
         counts = captures, builds.compiled, builds.loaded, builds.seconds
         return Execution(self._mode, self._reason, *counts)
+
+    def state(self) -> State:
+        """How sweeps are made, for another one to make them alike."""
+        return {
+            "execution": asdict(self.execution),
+            "size": self._size,
+            "done_with": self._done_with,
+        }
+
+    def go_on(self, state: State) -> None:
+        """Make sweeps as another one did.
+
+        Raises:
+            CompileError: they were captured or compiled, and cannot be here.
+        """
+        told = Execution(**state["execution"])
+        self._mode, self._reason, self._done_with = told.mode, told.reason, state["done_with"]
+        if told.mode == "eager":
+            return
+        batch = None if state["size"] is None else self._job.source.head(state["size"])
+        rate = torch.tensor(1.0, dtype=torch.get_default_dtype())
+        self._repeat = self._captured = self._capture(batch, rate)
+        if told.mode == "compiled":
+            self._repeat = compiled(self._captured, self._builds)
 
     def advance(self, done: int, batch: Batch | None, rate: float) -> float:
         """One more sweep.

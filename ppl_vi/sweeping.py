@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation import Execution, Wish
 from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import GuideError
@@ -22,7 +23,7 @@ from ppl_vi.repeating import Repeated
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.interrupting import interruptible
 from ppl_vi.stopping.reasons import Convergence, StopReason
-from ppl_vi.training import Callback, Progress
+from ppl_vi.training import Callback, Keep, Past, asked
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Of the ELBO's own size; less than that is rounding."""
@@ -96,6 +97,12 @@ class SweptGuide(Protocol):
     def factors(self) -> dict[str, Any]:
         """The marginals of single sites that it knows, as Pyro distributions."""
 
+    def noise(self) -> dict[str, Tensor]:
+        """Draws that were made once, when it began, by site."""
+
+    def use_noise(self, noise: Mapping[str, Tensor]) -> None:
+        """Go on with such draws of another one."""
+
     def not_finite(self) -> tuple[str, ...]:
         """The sites whose factors have parameters that are not finite."""
 
@@ -151,16 +158,8 @@ def check_settings(objective: Any, optimizer: Any, kl_schedule: Any) -> None:
             raise GuideError(f"{setting}: exact updates {reason}. Leave {setting} out.")
 
 
-def sweep_to_rest(
-    guide: SweptGuide,
-    job: Job,
-    steps: int,
-    tol: Tolerance | None,
-    wish: Wish,
-    callbacks: Sequence[Callback],
-    bar: tqdm[None],
-) -> Swept:
-    """Sweep until the ELBO rises no more, or ``steps`` sweeps are done.
+class Sweeper:
+    """Sweeps until the ELBO rises no more, or so many sweeps are done.
 
     With minibatches a step takes one of them, and the ELBO is compared pass by pass.
 
@@ -174,60 +173,105 @@ def sweep_to_rest(
         callbacks: told of every one.
         bar: shows the ELBO.
 
-    Raises:
-        CompileError: the wish is ``True``, and sweeps cannot be compiled.
-        FloatingPointError: the ELBO is not finite.
+    Attributes:
+        past: the sweeps that were made.
     """
-    losses: list[float] = []
-    repeated = Repeated(guide, job, steps, wish, bar)
-    stream = Stream(job.source) if job.data_plates else None
-    size = len(list(job.source.chunks())) if stream else 1
-    with interruptible() as interrupted:
-        try:
-            reason = StopReason.STEPS
-            while len(losses) < steps and reason is StopReason.STEPS:
-                rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
-                batch = next(stream) if stream else None
-                losses.append(-repeated.advance(len(losses), batch, rate))
-                reason = _after(guide, losses, size, tol, callbacks, bar)
-                if interrupted() and reason is StopReason.STEPS:
-                    reason = StopReason.INTERRUPTED
-        except KeyboardInterrupt:
-            if not losses:
-                raise
-            reason = StopReason.INTERRUPTED
-    if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
-        reason = StopReason.CLIMBING
-    guide.settle()
-    bound = Estimate(bound_by_batches(guide, job)) if stream else guide.evaluated(-losses[-1])
-    gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
-    convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
-    return Swept(losses, convergence, repeated.execution, bound)
 
+    def __init__(
+        self,
+        guide: SweptGuide,
+        job: Job,
+        steps: int,
+        tol: Tolerance | None,
+        wish: Wish,
+        callbacks: Sequence[Callback],
+        bar: tqdm[None],
+    ) -> None:
+        self._guide, self._job, self._steps, self._tol = guide, job, steps, tol
+        self._callbacks, self._bar = callbacks, bar
+        self._repeated = Repeated(guide, job, steps, wish, bar)
+        self._stream = Stream(job.source) if job.data_plates else None
+        self._size = len(list(job.source.chunks())) if self._stream else 1
+        self.past = Past()
 
-def _after(
-    guide: SweptGuide,
-    losses: Sequence[float],
-    size: int,
-    tol: Tolerance | None,
-    callbacks: Sequence[Callback],
-    bar: tqdm[None],
-) -> StopReason:
-    """Tell the world of a sweep; whether it was the last, and why."""
-    if not math.isfinite(losses[-1]):
-        raise FloatingPointError(
-            f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
-            f"no site can have (a scale below zero, data too large to square), or start nearer to "
-            f"the data (initial_values)."
-        )
-    bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
-    bar.update()
-    told = Progress(len(losses), losses[-1], losses[-1])
-    if any([callback(told) for callback in callbacks]):
-        return StopReason.CALLBACK
-    if tol is not None and len(losses) % size == 0 and _rests(losses, size, tol):
-        return StopReason.CONVERGED
-    return StopReason.STEPS
+    def state(self) -> State:
+        """All that is not in the guide and the parameters, for another one to go on with."""
+        return {
+            "past": self.past.state(),
+            "repeated": self._repeated.state(),
+            "stream": self._stream and self._stream.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was.
+
+        Raises:
+            CompileError: sweeps were captured or compiled, and cannot be here.
+        """
+        self.past = Past.of(state["past"])
+        self._repeated.go_on(state["repeated"])
+        if self._stream is not None:
+            self._stream.go_on(state["stream"])
+
+    def run(self, keep: Keep) -> Swept:
+        """Make the sweeps.
+
+        Args:
+            keep: called after each of them.
+
+        Raises:
+            CompileError: they are to be compiled, and cannot be.
+            FloatingPointError: the ELBO is not finite.
+        """
+        past = self.past
+        if not past.stays_ended(self._callbacks):
+            past.reason = self._judged()
+        with interruptible() as interrupted:
+            try:
+                while past.reason is None:
+                    self._sweep()
+                    past.reason = asked(self._callbacks, past, interrupted) or self._judged()
+                    keep(len(past.losses), past.reason is not None)
+            except KeyboardInterrupt:
+                if not past.losses:
+                    raise
+                past.reason = StopReason.INTERRUPTED
+        return self._settled()
+
+    def _sweep(self) -> None:
+        done, guide = len(self.past.losses), self._guide
+        rate = (done + 1 + guide.delay) ** -guide.forgetting
+        batch = next(self._stream) if self._stream else None
+        loss = -self._repeated.advance(done, batch, rate)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"sweep {done + 1}: the ELBO is {-loss}{_broken(guide)}. Look for values that no site "
+                f"can have (a scale below zero, data too large to square), or start nearer to the data "
+                f"(initial_values)."
+            )
+        self.past.losses.append(loss)
+        self.past.smoothed_loss = loss
+        self._bar.set_postfix_str(f"ELBO {-loss:.6g}", refresh=False)
+        self._bar.update()
+
+    def _judged(self) -> StopReason | None:
+        """Why to make no more sweeps, as the ELBO tells; ``None`` to go on."""
+        losses, whole = self.past.losses, len(self.past.losses) % self._size == 0
+        if self._tol is not None and whole and _rests(losses, self._size, self._tol):
+            return StopReason.CONVERGED
+        return StopReason.STEPS if len(losses) >= self._steps else None
+
+    def _settled(self) -> Swept:
+        guide, size, losses = self._guide, self._size, self.past.losses
+        reason = self.past.reason or StopReason.STEPS
+        if reason is StopReason.STEPS and self._tol is not None and size == 1 and len(losses) > 1:
+            reason = StopReason.CLIMBING
+        guide.settle()
+        exact = bound_by_batches(guide, self._job) if self._stream else None
+        bound = guide.evaluated(-losses[-1]) if exact is None else Estimate(exact)
+        gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
+        convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
+        return Swept(losses, convergence, self._repeated.execution, bound)
 
 
 def _broken(guide: SweptGuide) -> str:

@@ -72,7 +72,7 @@ class FlatParameters:
     def _take_over(self, moments: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the moments of each parameter; zeros before the first step."""
         self.updates = max([0, *(int(own.get("step", 0)) for own in moments)])
-        self.states: tuple[Tensor, ...] = ()
+        states: list[Tensor] = []
         for (_, update), own in zip(self.groups, self._by_group(), strict=True):
             for name in update.names:
                 known = [
@@ -80,7 +80,8 @@ class FlatParameters:
                     for i in own
                 ]
                 flat = torch.cat([*(tensor.reshape(-1) for tensor in known), self.flat[:0]])
-                self.states += (flat.detach(),)
+                states.append(flat.detach())
+        self.states = tuple(states)
 
     def _by_group(self) -> list[list[int]]:
         """The numbers of the live parameters of each group."""

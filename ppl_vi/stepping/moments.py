@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,3 +80,9 @@ def _slow_schedule(made: Any, factor: float) -> None:
             setattr(made, name, [rate * factor for rate in getattr(made, name)])
     for inner in getattr(made, "_schedulers", ()):
         _slow_schedule(inner, factor)
+
+
+def in_words(*parts: Any) -> str:
+    """What was chosen: names and numbers, without addresses in memory."""
+    named = (part.__name__ if isinstance(part, type) else repr(part) for part in parts)
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(named))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ppl_vi.checkpoints import State
 from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import trainable
@@ -84,6 +85,23 @@ class EagerRunner:
             taken.append(self._take(self._batch))
             self._batch = None
         return taken
+
+    def state(self) -> State:
+        """All that is not in the parameters, for another one to go on with."""
+        return {
+            "done": self.done,
+            "stream": self.stream.state(),
+            "stepper": self.stepper.state(),
+            "rollback": self.rollback and self.rollback.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was."""
+        self.done = state["done"]
+        self.stream.go_on(state["stream"])
+        self.stepper.go_on(state["stepper"], trainable())
+        if self.rollback is not None:
+            self.rollback.go_on(state["rollback"])
 
     def fail(self, batch: Batch) -> NoReturn:
         """Take the next step, on a batch that is known to fail, for its error."""

@@ -263,6 +263,16 @@ class CAVIGuide(torch.nn.Module):
                 self.get_buffer(buffer).copy_(next(new))  # in place: others hold it
         self._weights = {group: next(new) for group in self._weights}
 
+    def noise(self) -> dict[str, Tensor]:
+        """The draws on which expectations of sites left to gradients are taken, by site."""
+        return {name: factor.noise for name, factor in self._begun().sampled.items()}
+
+    def use_noise(self, noise: Mapping[str, Tensor]) -> None:
+        """Take expectations on other draws, those of a fit that goes on."""
+        ascent = self._begun()
+        own = {n: replace(f, noise=noise[n].to(f.noise)) for n, f in ascent.sampled.items()}
+        self._ascent = replace(ascent, families={**ascent.families, **own})
+
     def sweep(self) -> float:
         """Update every factor once; gives the exact ELBO after that, in nats."""
         with pyro.validation_enabled(False):

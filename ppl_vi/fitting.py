@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from numbers import Integral
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import pyro.infer
@@ -17,18 +16,22 @@ from pyro.infer.autoguide import AutoGuide
 from tqdm.auto import tqdm
 
 from ppl_vi.annealing import KLSchedule
-from ppl_vi.attempts import Settings, attempt
+from ppl_vi.attempts import Settings
+from ppl_vi.checkpoints.keeping import Keeper
 from ppl_vi.compilation import Wish
 from ppl_vi.objectives import ELBO
+from ppl_vi.options import check_alike, check_callbacks, check_checkpoint, check_options
 from ppl_vi.partial import PartialGuide
 from ppl_vi.randomness import forked_rng, random_state, use_random_state
 from ppl_vi.ranks.group import ALONE, Ranks, joined, local_device, spoken_by_first
 from ppl_vi.ranks.shards import Shard, shared_source
+from ppl_vi.restarts import Race
 from ppl_vi.result import FitResult
+from ppl_vi.resuming import fit_state, refuse_other_fits
 from ppl_vi.stepping.optimization import OptimizerChoice
 from ppl_vi.stepping.runners import OnNan
 from ppl_vi.stopping.convergence import Tolerance
-from ppl_vi.stopping.reasons import Restart, StopReason
+from ppl_vi.stopping.reasons import StopReason
 from ppl_vi.training import Callback
 
 Program = Callable[..., Any]
@@ -53,6 +56,9 @@ def fit(
     seed: int | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1_000,
+    resume: bool = False,
     on_nan: OnNan = "raise",
     kl_schedule: KLSchedule | None = None,
     shard: Shard | None = "split",
@@ -100,6 +106,14 @@ def fit(
         seed: for everything random; the global random state is left as it was.
         progress: show a progress bar with the smoothed ELBO.
         callbacks: called with a ``Progress`` after each step; one that returns True stops the fit.
+        checkpoint: a file that the state of the fit is written to, whole or not at all: at the first
+            step, every ``checkpoint_every`` steps, at the last one, and where Ctrl-C or SIGTERM ends
+            the fit between two steps. It is replaced each time, and stays when the fit is over.
+        checkpoint_every: steps from one to the next; compiled steps write at the end of a hundred.
+        resume: go on from the file, bit for bit as a fit that was never cut on this machine with as
+            many threads; where there is none yet, begin. Model, guide, data and settings must be those
+            of the file, but for ``steps`` (unless a schedule was laid over them), ``callbacks``,
+            ``progress``, ``checkpoint_every`` and ``device``. What callbacks know is not in the file.
         on_nan: what to do where a loss or a gradient is not finite: ``"raise"`` an error that names
             step, site and parameter; ``"skip"`` the step; or ``"rollback"`` to the last good state of
             parameters and optimizer, kept every 100 steps, and go on with half the learning rate, at
@@ -121,6 +135,8 @@ def fit(
             rollback.
         CompileError: with ``compile=True``, the programs do what a compiled step cannot repeat.
         RanksError: another process of the same fit failed, or ended.
+        CheckpointError: the checkpoint cannot be written at the beginning, or the one to go on from is
+            damaged, newer than this code, or of another fit; the message names what differs.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -136,9 +152,21 @@ def fit(
     """
     objective = ELBO() if objective is None else objective
     with nullcontext(ALONE) if shard is None else joined(device) as ranks:
-        _check_options(objective, steps, restarts, on_nan, compile, tol, shard)
-        _check_callbacks(callbacks)
-        _check_alike(ranks, steps, restarts, batch_size, seed, tol, shard)
+        check_options(objective, steps, restarts, on_nan, compile, tol, shard)
+        check_callbacks(callbacks)
+        check_checkpoint(checkpoint, checkpoint_every, resume)
+        check_alike(
+            ranks,
+            steps=steps,
+            restarts=restarts,
+            batch_size=batch_size,
+            seed=seed,
+            tol=tol,
+            shard=shard,
+            checkpoint=checkpoint is not None,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+        )
         settings = Settings(
             model,
             guide,
@@ -155,40 +183,32 @@ def fit(
             seed,
             tol,
         )
+        keeper = Keeper(checkpoint, checkpoint_every, ranks)
         with spoken_by_first(ranks), _state_kept(seed, ranks):
-            best = _best(settings, progress and ranks.first)
+            best = _best(settings, keeper, resume, progress and ranks.first)
     if best.stop_reason is StopReason.CLIMBING and steps >= _FEW and ranks.first:
         warnings.warn(" ".join(best.remarks[:1]), stacklevel=2)
     return best
 
 
-def _best(settings: Settings, progress: bool) -> FitResult:
-    """The best of all attempts, whose parameters the programs then have."""
+def _best(settings: Settings, keeper: Keeper, resume: bool, progress: bool) -> FitResult:
+    """The best of all restarts, whose parameters the programs then have."""
+    past = keeper.found() if resume else None
+    if keeper.writes:
+        keeper.common = fit_state(settings)
+    if past is not None:
+        refuse_other_fits(keeper, past)
     total = settings.steps * settings.restarts
     with tqdm(total=total, disable=not progress, unit="step") as bar:
-        results = _attempts(settings, bar)
-        best = max(results, key=_finite_bound)
+        race = Race(settings, bar, keeper)
+        best = race.run(past)
+        keeper.end()
         best.fitted.restore()
-        tried = tuple(map(Restart.of, results)) if settings.restarts > 1 else ()
+        tried = tuple(race.tried) if settings.restarts > 1 else ()
         best = replace(best, restarts=tried)
         for line in () if bar.disable else (*map(str, tried), *best.remarks):
             bar.write(line)
     return best
-
-
-def _attempts(settings: Settings, bar: tqdm[Any]) -> list[FitResult]:
-    """The fits from all starts, or those that were made before someone interrupted them."""
-    results = [attempt(settings, 0, bar)]
-    for restart in range(1, settings.restarts):
-        if results[-1].stop_reason is StopReason.INTERRUPTED:
-            break
-        bar.set_description_str(f"restart {restart + 1} of {settings.restarts}")
-        results[0].start.restore()  # modules that the programs hold begin every restart alike
-        try:
-            results.append(attempt(settings, restart, bar))
-        except KeyboardInterrupt:  # before its first step, or after its last
-            break
-    return results
 
 
 @contextmanager
@@ -206,48 +226,3 @@ def _state_kept(seed: int | None, ranks: Ranks) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
-
-
-def _check_options(
-    objective: Any, steps: Any, restarts: Any, on_nan: Any, compile: Any, tol: Any, shard: Any
-) -> None:
-    if not isinstance(objective, pyro.infer.ELBO):
-        made = f" Make one first: {objective.__name__}()." if isinstance(objective, type) else ""
-        raise TypeError(
-            f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}.{made}"
-        )
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}.")
-    if shard is not None and shard not in get_args(Shard):
-        raise ValueError(f"shard must be 'split', 'given' or None, not {shard!r}.")
-    if on_nan not in get_args(OnNan):
-        raise ValueError(f"on_nan must be 'raise', 'skip' or 'rollback', not {on_nan!r}.")
-    number = isinstance(tol, (int, float)) and not isinstance(tol, bool)
-    if not (tol in ("auto", None) or (number and 0 < tol < math.inf)):
-        raise ValueError(f"tol must be 'auto', None or a number of nats above 0, not {tol!r}.")
-    if not isinstance(compile, bool) and compile != "auto":
-        raise ValueError(f"compile must be 'auto', True or False, not {compile!r}.")
-
-
-def _check_alike(ranks: Ranks, *options: Any) -> None:
-    """Raise a ValueError where processes were told to fit otherwise than others."""
-    everyone = ranks.gathered(repr(options))
-    for rank, others in enumerate(everyone):
-        if others != everyone[0]:
-            raise ValueError(
-                f"all processes have to be given the same steps, restarts, batch_size, seed, tol and "
-                f"shard, but rank 0 has {everyone[0]} and rank {rank} {others}."
-            )
-
-
-def _check_callbacks(callbacks: Any) -> None:
-    listed = isinstance(callbacks, Sequence) and not isinstance(callbacks, str)
-    if not listed or not all(map(callable, callbacks)):
-        one = ", callbacks=[function]" if callable(callbacks) else ""
-        raise TypeError(f"callbacks: pass a list of functions{one}, not {callbacks!r}.")
-
-
-def _finite_bound(result: FitResult) -> float:
-    """By what restarts compare; a NaN would compare with nothing."""
-    return -math.inf if math.isnan(result.bound) else result.bound

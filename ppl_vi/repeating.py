@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation import (
     Builds,
     Captured,
@@ -31,6 +33,20 @@ if TYPE_CHECKING:
 
 _PLAIN = 5
 """Sweeps before they are captured, which takes as long as four: many fits are done by then."""
+
+
+def stays_eager(job: Job, wish: Wish) -> str:
+    """Why sweeps are neither captured nor compiled; empty where they may be.
+
+    Raises:
+        CompileError: they are to be compiled, and cannot be.
+    """
+    if job.ranks.size == 1:
+        return ""
+    reason = f"{job.ranks.size} processes sum within each sweep"
+    if wish is True:
+        raise CompileError(f"compile=True: {reason}. Leave compile out.")
+    return reason
 
 
 class Repeated:
@@ -56,11 +72,8 @@ class Repeated:
         self._mode: Mode = "eager"
         self._reason = "compile=False" if wish is False else "few sweeps"
         self._done_with = wish is False
-        if job.ranks.size > 1:
-            self._reason = f"{job.ranks.size} processes sum within each sweep"
-            self._done_with = True
-            if wish is True:
-                raise CompileError(f"compile=True: {self._reason}. Leave compile out.")
+        if reason := stays_eager(job, wish):
+            self._reason, self._done_with = reason, True
 
     @property
     def execution(self) -> Execution:
@@ -68,6 +81,30 @@ class Repeated:
         builds, captures = self._builds, int(self._captured is not None)
         counts = captures, builds.compiled, builds.loaded, builds.seconds
         return Execution(self._mode, self._reason, *counts)
+
+    def state(self) -> State:
+        """How sweeps are made, for another one to make them alike."""
+        return {
+            "execution": asdict(self.execution),
+            "size": self._size,
+            "done_with": self._done_with,
+        }
+
+    def go_on(self, state: State) -> None:
+        """Make sweeps as another one did.
+
+        Raises:
+            CompileError: they were captured or compiled, and cannot be here.
+        """
+        told = Execution(**state["execution"])
+        self._mode, self._reason, self._done_with = told.mode, told.reason, state["done_with"]
+        if told.mode == "eager":
+            return
+        batch = None if state["size"] is None else self._job.source.head(state["size"])
+        rate = torch.tensor(1.0, dtype=torch.get_default_dtype())
+        self._repeat = self._captured = self._capture(batch, rate)
+        if told.mode == "compiled":
+            self._repeat = compiled(self._captured, self._builds)
 
     def advance(self, done: int, batch: Batch | None, rate: float) -> float:
         """One more sweep.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from ppl_vi.checkpoints import State, read, write
 from ppl_vi.checkpoints.identity import data_identity, programs_identity, refuse_others
 from ppl_vi.checkpoints.programs import programs_state, restore_programs
 from ppl_vi.compilation import Execution
-from ppl_vi.data.sources import data_source
+from ppl_vi.data.sources import DataSource, data_source
 from ppl_vi.errors import CheckpointError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
@@ -80,8 +80,7 @@ class Saved(ABC):
             >>> bool(again.elbo == result.elbo), again.num_steps
             (True, 200)
         """
-        with self.fitted.applied():
-            write(path, self._state())
+        write(path, state_of(self))
 
     @classmethod
     def load(
@@ -117,20 +116,7 @@ class Saved(ABC):
         if not isinstance(state, dict) or state.get("kind") != "result":
             raise CheckpointError(f"{name} holds no fit. Name a file that result.save() wrote.")
         source = data_source(data, state["batch_size"], device)
-        refuse_others(name, state["data"], data_identity(source))
-        with pyro.get_param_store().scope(), forked_rng():
-            known = state["programs"]["values"]
-            job, begin = new_job(model, guide, source, data_plate, known=known)
-            begin(False)
-            refuse_others(name, state["identity"], programs_identity(job))
-            restore_programs(job, state["programs"])
-            if is_swept(job.guide):
-                job.guide.settle()
-                if job.data_plates:
-                    bound_by_batches(job.guide, job)  # which counts the elements of components
-            forget(job.usual_pair())  # it may have become another distribution
-            fitted = FittedParameters.capture((job.model, job.guide))
-        return _result(state, job, fitted, objective or ELBO())
+        return fit_of(state, name, model, guide, source, data_plate, objective or ELBO())
 
     def _state(self) -> State:
         """All of it; inside the fitted parameters."""
@@ -150,13 +136,70 @@ class Saved(ABC):
             "execution": asdict(self.execution),
             "estimators": self.estimators,
             "remarks": self.remarks,
-            "restarts": [
-                [float(one.bound), one.bound.standard_error, one.num_steps, one.stop_reason.name]
-                for one in self.restarts
-            ],
+            "restarts": restarts_state(self.restarts),
             "seconds": self.seconds,
             "seed": self.seed,
         }
+
+
+def state_of(result: Saved) -> State:
+    """All of a fit, as ``save`` writes it."""
+    with result.fitted.applied():
+        return result._state()
+
+
+def restarts_state(restarts: Sequence[Restart]) -> State:
+    """What became of restarts, for a file."""
+    return [
+        [float(one.bound), one.bound.standard_error, one.num_steps, one.stop_reason.name]
+        for one in restarts
+    ]
+
+
+def restarts_of(state: State) -> list[Restart]:
+    """From what ``restarts_state`` gave."""
+    return [
+        Restart(Estimate(value, error), steps, StopReason[reason])
+        for value, error, steps, reason in state
+    ]
+
+
+def fit_of(
+    state: State,
+    name: str,
+    model: Callable[..., Any],
+    guide: Any,
+    source: DataSource,
+    data_plate: str | None,
+    objective: pyro.infer.ELBO,
+) -> FitResult:
+    """The fit that ``state_of`` told of.
+
+    Args:
+        state: of the fit.
+        name: of its file, for errors.
+        model: the same model.
+        guide: as ``fit`` was given it.
+        source: the same data.
+        data_plate: as ``fit`` was given it.
+        objective: likewise.
+
+    Raises:
+        CheckpointError: the model, the guide or the data are others; the message names what differs.
+    """
+    refuse_others(name, state["data"], data_identity(source))
+    with pyro.get_param_store().scope(), forked_rng():
+        job, begin = new_job(model, guide, source, data_plate, known=state["programs"]["values"])
+        begin(False)
+        refuse_others(name, state["identity"], programs_identity(job))
+        restore_programs(job, state["programs"], name)
+        if is_swept(job.guide):
+            job.guide.settle()
+            if job.data_plates:
+                bound_by_batches(job.guide, job)  # which counts the elements of components
+        forget(job.usual_pair())  # it may have become another distribution
+        fitted = FittedParameters.capture((job.model, job.guide))
+    return _result(state, job, fitted, objective)
 
 
 def _result(
@@ -180,9 +223,6 @@ def _result(
         remarks=state["remarks"],
         objective=objective,
         seed=state["seed"],
-        restarts=tuple(
-            Restart(Estimate(value, error), steps, StopReason[reason])
-            for value, error, steps, reason in state["restarts"]
-        ),
+        restarts=tuple(restarts_of(state["restarts"])),
         convergence=told and Convergence(**{**told, "verdict": StopReason[told["verdict"]]}),
     )

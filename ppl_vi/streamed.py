@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation import (
     Builds,
     Captured,
@@ -28,6 +30,7 @@ from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
 from ppl_vi.parts import Parts
+from ppl_vi.repeating import stays_eager
 
 if TYPE_CHECKING:
     from ppl_vi.sweeping import SweptGuide
@@ -80,7 +83,9 @@ class Streamed:
         self._reason, self._sweeps = "compile=False", 0
         self._way: Way = _ByBlocks(guide)
         self._first: Tensors | None = None
-        if wish is not False:
+        if reason := stays_eager(job, wish):
+            self._reason, self._wish = reason, False
+        if self._wish is not False:
             self._capture()
 
     @property
@@ -89,6 +94,27 @@ class Streamed:
         builds, captures = self._builds, 2 * isinstance(self._way, _BySums)
         counts = captures, builds.compiled, builds.loaded, builds.seconds
         return Execution(self._mode, self._reason, *counts)
+
+    def state(self) -> State:
+        """How sweeps are made, for another one to make them alike."""
+        return {"execution": asdict(self.execution), "sweeps": self._sweeps}
+
+    def go_on(self, state: State) -> None:
+        """Make sweeps as another one did, from the state that the guide is in.
+
+        Raises:
+            CompileError: they were captured or compiled, and cannot be here.
+        """
+        told, self._sweeps = Execution(**state["execution"]), state["sweeps"]
+        if told.mode == "eager":
+            self._way, self._wish = _ByBlocks(self._guide), False
+        elif not isinstance(self._way, _BySums):
+            raise CompileError(f"sweeps were {told.mode}, and cannot be here: {self._reason}")
+        elif told.mode == "compiled":
+            self._way.compile(self._builds)
+        self._mode, self._reason = told.mode, told.reason
+        if self._sweeps:
+            self._first = _next(self._way, self._guide.tensors(), [], self._total)
 
     def advance(self) -> float:
         """One more sweep; gives the ELBO after it, in nats.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation import Execution, Wish
 from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
@@ -27,7 +28,7 @@ from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.interrupting import interruptible
 from ppl_vi.stopping.reasons import Convergence, StopReason
 from ppl_vi.streamed import Streamed
-from ppl_vi.training import Callback, Progress
+from ppl_vi.training import Callback, Keep, Past, asked
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Of the ELBO's own size; less than that is rounding."""
@@ -129,6 +130,12 @@ class SweptGuide(Protocol):
     def factors(self) -> dict[str, Any]:
         """The marginals of single sites that it knows, as Pyro distributions."""
 
+    def noise(self) -> dict[str, Tensor]:
+        """Draws that were made once, when it began, by site."""
+
+    def use_noise(self, noise: Mapping[str, Tensor]) -> None:
+        """Go on with such draws of another one."""
+
     def not_finite(self) -> tuple[str, ...]:
         """The sites whose factors have parameters that are not finite."""
 
@@ -184,16 +191,8 @@ def check_settings(objective: Any, optimizer: Any, kl_schedule: Any) -> None:
             raise GuideError(f"{setting}: exact updates {reason}. Leave {setting} out.")
 
 
-def sweep_to_rest(
-    guide: SweptGuide,
-    job: Job,
-    steps: int,
-    tol: Tolerance | None,
-    wish: Wish,
-    callbacks: Sequence[Callback],
-    bar: tqdm[None],
-) -> Swept:
-    """Sweep until the ELBO rises no more, or ``steps`` sweeps are done.
+class Sweeper:
+    """Sweeps until the ELBO rises no more, or so many sweeps are done.
 
     With minibatches a step takes one of them, and the ELBO is compared pass by pass.
 
@@ -207,47 +206,115 @@ def sweep_to_rest(
         callbacks: told of every one.
         bar: shows the ELBO.
 
-    Raises:
-        CompileError: the wish is ``True``, and sweeps cannot be compiled.
-        FloatingPointError: the ELBO is not finite.
+    Attributes:
+        past: the sweeps that were made.
     """
-    losses: list[float] = []
-    sweeps = Streamed(guide, job, wish, bar) if job.source.in_parts else None
-    repeated = Repeated(guide, job, steps, wish, bar)
-    stream = Stream(job.source) if job.source.batched and sweeps is None else None
-    size = sum(job.source.sizes().values()) if stream else 1
-    with interruptible() as interrupted, _divided(job):
-        try:
-            reason = StopReason.STEPS
-            while len(losses) < steps and reason is StopReason.STEPS:
-                if sweeps is not None:
-                    losses.append(-sweeps.advance())
-                else:
-                    rate = (len(losses) + 1 + guide.delay) ** -guide.forgetting
-                    batch = next(stream) if stream else None
-                    losses.append(-repeated.advance(len(losses), batch, rate))
-                called = _after(guide, losses, callbacks, bar)
-                called, stopped = job.ranks.any(called, interrupted())
-                if called:
-                    reason = StopReason.CALLBACK
-                elif tol is not None and len(losses) % size == 0 and _rests(losses, size, tol):
-                    reason = StopReason.CONVERGED
-                elif stopped:
-                    reason = StopReason.INTERRUPTED
-        except KeyboardInterrupt:
-            if not losses or job.ranks.size > 1:
-                raise
-            reason = StopReason.INTERRUPTED
-        if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
+
+    def __init__(
+        self,
+        guide: SweptGuide,
+        job: Job,
+        steps: int,
+        tol: Tolerance | None,
+        wish: Wish,
+        callbacks: Sequence[Callback],
+        bar: tqdm[None],
+    ) -> None:
+        self._guide, self._job, self._steps, self._tol = guide, job, steps, tol
+        self._callbacks, self._bar = callbacks, bar
+        streamed, batched = job.source.in_parts, job.source.batched
+        self._sweeps: Repeated | Streamed = (
+            Streamed(guide, job, wish, bar) if streamed else Repeated(guide, job, steps, wish, bar)
+        )
+        self._stream = Stream(job.source) if batched and not streamed else None
+        self._size = sum(job.source.sizes().values()) if self._stream else 1
+        self.past = Past()
+
+    def state(self) -> State:
+        """All that is not in the guide and the parameters, for another one to go on with."""
+        return {
+            "past": self.past.state(),
+            "sweeps": self._sweeps.state(),
+            "stream": self._stream and self._stream.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was.
+
+        Raises:
+            CompileError: sweeps were captured or compiled, and cannot be here.
+        """
+        self.past = Past.of(state["past"])
+        self._sweeps.go_on(state["sweeps"])
+        if self._stream is not None:
+            self._stream.go_on(state["stream"])
+
+    def run(self, keep: Keep) -> Swept:
+        """Make the sweeps.
+
+        Args:
+            keep: called after each of them.
+
+        Raises:
+            CompileError: they are to be compiled, and cannot be.
+            FloatingPointError: the ELBO is not finite.
+        """
+        past = self.past
+        if not past.stays_ended(self._callbacks):
+            past.reason = self._judged()
+        ranks = self._job.ranks
+        with interruptible() as interrupted, _divided(self._job):
+            try:
+                while past.reason is None:
+                    self._sweep()
+                    told = asked(self._callbacks, past, interrupted, ranks)
+                    past.reason = told or self._judged()
+                    keep(len(past.losses), past.reason is not None)
+            except KeyboardInterrupt:
+                if not past.losses or ranks.size > 1:
+                    raise
+                past.reason = StopReason.INTERRUPTED
+            self._guide.settle()
+            bound = self._guide.evaluated(-past.losses[-1])
+        return self._told(bound)
+
+    def _sweep(self) -> None:
+        done, guide = len(self.past.losses), self._guide
+        if isinstance(self._sweeps, Streamed):
+            loss = -self._sweeps.advance()
+        else:
+            rate = (done + 1 + guide.delay) ** -guide.forgetting
+            batch = next(self._stream) if self._stream else None
+            loss = -self._sweeps.advance(done, batch, rate)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"sweep {done + 1}: the ELBO is {-loss}{_broken(guide)}. Look for values that no site "
+                f"can have (a scale below zero, data too large to square), or start nearer to the data "
+                f"(initial_values)."
+            )
+        self.past.losses.append(loss)
+        self.past.smoothed_loss = loss
+        self._bar.set_postfix_str(f"ELBO {-loss:.6g}", refresh=False)
+        self._bar.update()
+
+    def _judged(self) -> StopReason | None:
+        """Why to make no more sweeps, as the ELBO tells; ``None`` to go on."""
+        losses, whole = self.past.losses, len(self.past.losses) % self._size == 0
+        if self._tol is not None and whole and _rests(losses, self._size, self._tol):
+            return StopReason.CONVERGED
+        return StopReason.STEPS if len(losses) >= self._steps else None
+
+    def _told(self, bound: Estimate) -> Swept:
+        guide, size, losses = self._guide, self._size, self.past.losses
+        reason = self.past.reason or StopReason.STEPS
+        if reason is StopReason.STEPS and self._tol is not None and size == 1 and len(losses) > 1:
             reason = StopReason.CLIMBING
-        guide.settle()
-        bound = guide.evaluated(-losses[-1])
-    if job.source.batched:
-        over_batches = Estimate(bound_by_batches(guide, job))  # which counts elements too
-        bound = over_batches if stream else bound
-    gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
-    convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
-    return Swept(losses, convergence, (sweeps or repeated).execution, bound)
+        if self._job.source.batched:
+            over_batches = Estimate(bound_by_batches(guide, self._job))  # counts elements too
+            bound = over_batches if self._stream else bound
+        gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
+        convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
+        return Swept(losses, convergence, self._sweeps.execution, bound)
 
 
 def divides(job: Job) -> bool:
@@ -267,25 +334,6 @@ def unite(job: Job) -> None:
     if is_swept(job.guide) and divides(job):
         with job.handler(job.source.whole()):
             job.guide.unite(job.source.whole(), job.source.seen is job.source.alone)
-
-
-def _after(
-    guide: SweptGuide,
-    losses: Sequence[float],
-    callbacks: Sequence[Callback],
-    bar: tqdm[None],
-) -> bool:
-    """Tell the world of a sweep; whether a callback asks for it to be the last."""
-    if not math.isfinite(losses[-1]):
-        raise FloatingPointError(
-            f"sweep {len(losses)}: the ELBO is {-losses[-1]}{_broken(guide)}. Look for values that "
-            f"no site can have (a scale below zero, data too large to square), or start nearer to "
-            f"the data (initial_values)."
-        )
-    bar.set_postfix_str(f"ELBO {-losses[-1]:.6g}", refresh=False)
-    bar.update()
-    told = Progress(len(losses), losses[-1], losses[-1])
-    return any([callback(told) for callback in callbacks])
 
 
 def _broken(guide: SweptGuide) -> str:

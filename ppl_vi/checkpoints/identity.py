@@ -15,7 +15,7 @@ from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import CheckpointError
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
-from ppl_vi.program import look_at_latents
+from ppl_vi.program import families
 from ppl_vi.randomness import forked_rng
 
 Identity = dict[str, str]
@@ -75,17 +75,18 @@ def _class_of(program: Any) -> str:
 
 
 def _sites(job: Job) -> Identity:
-    pair = job.usual_pair()
-    priors = {s.name: s.prior for s in look_at_latents(job.model, pair.args, pair.kwargs).sites}
-    found = {}
+    batch = next(job.source.sequence())
+    pair, found = job.pair(batch), {}
+    with job.handler(batch):
+        priors = families(pair)
     for name, site in structure_of(pair).sites.items():
         if site.kind == "auxiliary":  # the guide's own, which may be of another family after a fit
             continue
         # A batch has another number of rows than the next one.
         plates = set(site.plates) & job.data_plates
         shape = "rows of a batch" if plates else f"shape {tuple(site.shape)}"
-        families = dict.fromkeys((priors.get(name, site.distribution), site.distribution))
-        kind = " by ".join(families)
+        kinds = dict.fromkeys((priors.get(name, site.distribution), site.distribution))
+        kind = " by ".join(kinds)
         found[f"site '{name}'"] = f"{site.kind} {kind}, {shape}, {_short(site.dtype)}"
     return found
 
@@ -105,13 +106,14 @@ def _tensors(batch: Batch, size: int | None) -> Identity:
         if isinstance(leaf, Tensor):
             rows = leaf.ndim > 0 and len(leaf) == size
             shape = f"rows of {tuple(leaf.shape[1:])}" if rows else f"shape {tuple(leaf.shape)}"
-            found[name] = f"{shape}, {_short(leaf.dtype)}, content {_digest(leaf)}"
+            found[name] = f"{shape}, {_short(leaf.dtype)}, content {digest(leaf)}"
         else:
             found[name] = repr(leaf) if isinstance(leaf, (bool, int, float, str)) else "an object"
     return found
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
+    """Of the content of a tensor."""
     values = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
 

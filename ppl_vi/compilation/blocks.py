@@ -94,7 +94,7 @@ class BlockRunner:
         self._shapes: dict[int, _Shape] = {}
         usual = self._stream.usual()
         graph = graphs.of(self._stream.batch(usual))
-        live = [graph.parameters[i] for i in graph.used]
+        live = {graphs.names[i]: graph.parameters[i] for i in graph.used}
         self._flat = FlatParameters(live, self._stepper.optimizer)
         self._options = self._stepper.options()
         self._next_check = 1
@@ -130,16 +130,13 @@ class BlockRunner:
                 break
         return taken
 
-    def hand_over(self) -> EagerRunner:
-        """Who takes the steps from here on, one by one."""
+    def hand_over(self) -> None:
+        """Give the optimizer its moments, for steps one by one, or for a file."""
         self._flat.hand_over()
-        if self._eager.rollback is not None:
-            self._eager.rollback.forget()
-        return self._eager
 
     def _run(self, shape: _Shape, rows: Sequence[Tensor]) -> list[Taken]:
         self._flat.read()
-        rollback, before = self._eager.rollback, self._flat.saved()
+        rollback = self._eager.rollback
         carried, fixed = self._block(shape, rows, self._stepper.rates(len(rows)))
         with repeatable_draws() as again:
             try:
@@ -152,7 +149,7 @@ class BlockRunner:
             step, moved = after.position.tolist()
             failed = moved < step and not self._skips
             if rollback is not None and moved and rollback.is_due(self._eager.done):
-                rollback.keep(before)
+                rollback.keep(self._flat.saved())
             if failed and not (rollback is not None and rollback.is_possible):
                 again()
                 steps = fixed.num_steps.new_tensor(moved)
@@ -164,7 +161,7 @@ class BlockRunner:
             self._keep(shape, after)
         self._stepper.use_rates(moved)
         if failed and rollback is not None:
-            rollback.go_back()
+            rollback.go_back(self._flat.bring_back)
         losses, finite = after.record[:, :step].tolist()
         return list(map(Taken, losses, map(bool, finite)))
 

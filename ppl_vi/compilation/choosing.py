@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pyro.infer
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation.blocks import BlockRunner
 from ppl_vi.compilation.building import Builds
 from ppl_vi.compilation.captured_loss import CapturedLoss
 from ppl_vi.compilation.costs import FEW_STEPS, compile_seconds, repays
 from ppl_vi.compilation.flat import can_be_flat
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
+from ppl_vi.compilation.products import choose, chosen
 from ppl_vi.errors import CompileError, ProgramChangedError
 from ppl_vi.job import Job
 from ppl_vi.objectives import Objective
@@ -69,9 +71,11 @@ class Execute:
         stops: whether a number that is not finite ends the fit.
         steps: how many are planned, over all restarts.
         tell: shows one line to the user.
+        past: the state of another one, to go on as that did.
 
     Raises:
-        CompileError: the wish is ``True``, and it cannot be granted.
+        CompileError: the wish is ``True``, or another one's steps were captured or compiled, and that
+            cannot be done here.
     """
 
     def __init__(
@@ -84,8 +88,10 @@ class Execute:
         stops: bool,
         steps: int,
         tell: Callable[[str], None],
+        past: State = None,
     ) -> None:
         self._wish, self._steps, self._tell = wish, steps, tell
+        self._past = past
         self._eager, self._plainly = eager, eager.loss_and_grads
         self._ranks = job.ranks.size
         self._builds, self._step_seconds = Builds(), 0.0
@@ -93,7 +99,13 @@ class Execute:
         self._runner: Runner = eager
         self._mode: Mode = "eager"
         self._reason = "compile=False" if wish is False else ""
-        if wish == "auto" and steps < FEW_STEPS:
+        if past is not None:
+            self._reason = past["execution"]["reason"]
+            self._steps = past["planned"]  # what repaid then is compiled now
+            choose(past["products"])
+        if past is not None and past["execution"]["mode"] == "eager":
+            return
+        if past is None and wish == "auto" and steps < FEW_STEPS:
             self._reason = f"{steps} steps are too few to repay a capture"
         elif wish is not False:
             try:
@@ -121,6 +133,17 @@ class Execute:
             builds.seconds,
             self._step_seconds,
         )
+
+    def state(self) -> State:
+        """All that is not in the parameters, for another one to go on with."""
+        if isinstance(self._runner, BlockRunner):
+            self._runner.hand_over()
+        return {
+            "eager": self._eager.state(),
+            "execution": asdict(self.execution),
+            "planned": self._steps,
+            "products": chosen(),
+        }
 
     def advance(self, count: int) -> list[Taken]:
         """Take up to ``count`` steps; eager ones where the programs turn out to have changed."""
@@ -155,13 +178,15 @@ class Execute:
         return GradientGraphs(objective, job, parameters)
 
     def _choose(self, graphs: GradientGraphs, stops: bool) -> None:
-        """Capture the step, and compile it if that is wished or repays."""
+        """Capture the step, and compile it if that is wished or repays, or as it was before."""
         graph = graphs.of(self._eager.stream.look())
-        builds = self._builds if self._is_worth(graph.captured.graph) else None
+        was = self._past and self._past["execution"]["mode"]
+        worth = self._is_worth(graph.captured.graph) if was is None else was == "compiled"
+        builds = self._builds if worth else None
         try:
             self._take(graphs, graph, stops, builds)
         except CompileError as reason:
-            if self._wish is True or builds is None:
+            if self._wish is True or builds is None or self._past is not None:
                 raise
             self._tell(f"not compiled, since {reason}")
             self._reason = str(reason)
@@ -198,6 +223,11 @@ class Execute:
         return self._wish is True or repays(graph, int(share * self._steps))
 
     def _fall_back(self, reason: CompileError) -> None:
+        if self._past is not None and self._mode == "eager":
+            raise CompileError(
+                f"the steps before these were {self._past['execution']['mode']}, which is not possible "
+                f"here: {reason}. Resume where it was, or begin anew."
+            ) from reason
         if self._wish is True:
             remedy = "Correct it, or pass compile='auto' to run such steps eager."
             changed = isinstance(reason, ProgramChangedError)  # it names its own remedy

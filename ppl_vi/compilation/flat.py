@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vi.checkpoints import State
 from ppl_vi.compilation.updates import Update, update_of
+from ppl_vi.stepping.moments import lay_into
 from ppl_vi.stepping.optimization import Stepper, TorchStepper
 
 
@@ -28,7 +31,7 @@ class FlatParameters:
     """The parameters, and what the optimizer keeps for each of them.
 
     Args:
-        parameters: live ones, which ``can_be_flat``.
+        parameters: live ones by name, which ``can_be_flat``.
         optimizer: made by the user; it tells groups and hyperparameters.
 
     Attributes:
@@ -39,21 +42,20 @@ class FlatParameters:
         updates: how many were made.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
         self.live: list[Tensor] = []
         self.groups: list[tuple[int, Update]] = []
-        self.states: tuple[Tensor, ...] = ()
-        wanted = {id(parameter) for parameter in parameters}
+        names = {id(parameter): name for name, parameter in parameters.items()}
         self._optimizer = optimizer
         for group in optimizer.param_groups:
-            own = [parameter for parameter in group["params"] if id(parameter) in wanted]
+            own = [parameter for parameter in group["params"] if id(parameter) in names]
             update = update_of(optimizer, group)
             if update is not None:
                 self.live += own
                 self.groups.append((sum(parameter.numel() for parameter in own), update))
+        self._names = [names[id(parameter)] for parameter in self.live]
         self.read()
-        self.updates = 0
-        self._take_over()
+        self._take_over([optimizer.state.get(parameter, {}) for parameter in self.live])
 
     def read(self) -> None:
         """Take the values of the live parameters, which a callback may have changed."""
@@ -67,49 +69,59 @@ class FlatParameters:
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.split(flat, self.live))
 
-    def _take_over(self) -> None:
-        """Go on from the states that the optimizer has; zeros before its first step."""
-        live = iter(self.live)
-        for size, update in self.groups:
-            own = self._next_of(live, size)
-            kept = [self._optimizer.state.get(parameter, {}) for parameter in own]
-            self.updates = max([self.updates, *(int(state.get("step", 0)) for state in kept)])
+    def _take_over(self, moments: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the moments of each parameter; zeros before the first step."""
+        self.updates = max([0, *(int(own.get("step", 0)) for own in moments)])
+        states: list[Tensor] = []
+        for (_, update), own in zip(self.groups, self._by_group(), strict=True):
             for name in update.names:
-                pairs = zip(kept, own, strict=True)
-                known = [state.get(name, torch.zeros_like(p)).reshape(-1) for state, p in pairs]
-                self.states += (torch.cat([*known, self.flat.new_zeros(0)]),)
+                known = [
+                    moments[i].get(name, torch.zeros_like(self.live[i])).to(self.flat.device)
+                    for i in own
+                ]
+                flat = torch.cat([*(tensor.reshape(-1) for tensor in known), self.flat[:0]])
+                states.append(flat.detach())
+        self.states = tuple(states)
 
-    @staticmethod
-    def _next_of(live: Iterator[Tensor], size: int) -> list[Tensor]:
-        """The parameters of a group of so many entries."""
-        own: list[Tensor] = []
-        while sum(parameter.numel() for parameter in own) < size:
-            own.append(next(live))
-        return own
+    def _by_group(self) -> list[list[int]]:
+        """The numbers of the live parameters of each group."""
+        left, found = list(range(len(self.live))), []
+        for size, _ in self.groups:
+            own: list[int] = []
+            while sum(self.live[i].numel() for i in own) < size:
+                own.append(left.pop(0))
+            found.append(own)
+        return found
 
-    def saved(self) -> Callable[[], None]:
-        """What brings parameters and states back to where they are now."""
-        flat, states, updates = self.flat, self.states, self.updates
+    def saved(self) -> State:
+        """Parameters and moments by name, as a stepper gives them."""
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name in self._names}
+        states = iter(self.states)
+        for (_, update), own in zip(self.groups, self._by_group(), strict=True):
+            for kind in update.names:
+                parts = self.split(next(states), [self.live[i] for i in own])
+                for i, part in zip(own, parts, strict=True):
+                    moments[self._names[i]][kind] = part
+            for i in own:
+                moments[self._names[i]]["step"] = torch.tensor(float(self.updates))
+        return {
+            "values": dict(zip(self._names, self.split(self.flat, self.live), strict=True)),
+            # The optimizer's own first step starts them.
+            "moments": moments if self.updates else {},
+        }
 
-        def restore() -> None:
-            self.write(flat, states, updates - self.updates)
-
-        return restore
+    def bring_back(self, state: State) -> None:
+        """Bring parameters and moments back to what ``saved`` gave, here or in a stepper."""
+        lay_into(dict(zip(self._names, self.live, strict=True)), state["values"])
+        self.read()
+        self._take_over([state["moments"].get(name, {}) for name in self._names])
 
     def hand_over(self) -> None:
-        """Give the optimizer its states, for it to go on with."""
-        if not self.updates:  # its own first step starts them
-            return
-        live, states = iter(self.live), iter(self.states)
-        for (size, update), _ in zip(self.groups, self._optimizer.param_groups, strict=True):
-            own = self._next_of(live, size)
-            kept = {name: self.split(next(states), own) for name in update.names}
-            for number, parameter in enumerate(own):
-                state = {name: chunks[number].clone() for name, chunks in kept.items()}
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.updates)),
-                    **state,
-                }
+        """Give the optimizer its moments, for it to go on with."""
+        moments = self.saved()["moments"]
+        for name, parameter in zip(self._names, self.live, strict=True):
+            if name in moments:
+                self._optimizer.state[parameter] = {n: v.clone() for n, v in moments[name].items()}
 
     @staticmethod
     def split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

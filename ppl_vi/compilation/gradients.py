@@ -45,12 +45,13 @@ class GradientGraphs:
     """Captures the loss and the gradients when a batch has a new shape, and only then.
 
     Attributes:
+        names: of the parameters.
         captures: how many graphs were captured.
     """
 
     def __init__(self, objective: Objective, job: Job, parameters: Mapping[str, Tensor]) -> None:
         self.objective, self.job = objective, job
-        self.parameters = tuple(parameters.values())
+        self.names, self.parameters = tuple(parameters), tuple(parameters.values())
         self._graphs: dict[Hashable, GradientGraph] = {}
         self._good = 0
         self._asks = [(tensor, tensor.requires_grad) for tensor in self.parameters]

@@ -11,9 +11,8 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ _LANES = 16
 """Numbers in a processor's vector; a shorter row leaves it empty."""
 _ROUNDS, _REPEATS = 9, 5
 _MARGIN = 0.9
+_CHOSEN: dict[str, bool] = {}
 _LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
 _LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")
 
@@ -116,16 +116,27 @@ def _is_faster(factors: list[Any], folder: Path) -> bool:
     threads = torch.get_num_threads()
     how = f"{threads} {torch.get_float32_matmul_precision()} {torch.__version__}"
     key = f"{tuple(a.shape)}{a.strides} {tuple(b.shape)}{b.strides} {how}"
-    return _choice(key, a.shape, a.strides, b.shape, b.strides, folder / "products.json")
+    if key not in _CHOSEN:
+        _CHOSEN[key] = _choice(key, a, b, folder / "products.json")
+    return _CHOSEN[key]
 
 
-@cache
-def _choice(key: str, a_shape: Any, a_stride: Any, b_shape: Any, b_stride: Any, file: Path) -> bool:
+def chosen() -> dict[str, bool]:
+    """The choices of this process, for another one to go on with."""
+    return dict(_CHOSEN)
+
+
+def choose(choices: Mapping[str, bool]) -> None:
+    """Choose as another process did."""
+    _CHOSEN.update(choices)
+
+
+def _choice(key: str, a: Any, b: Any, file: Path) -> bool:
     """What was found before on this machine, or is found now."""
     known = _read(file)
     if key not in known:
-        a = torch.empty_strided(tuple(a_shape), a_stride).fill_(0.5)
-        b = torch.empty_strided(tuple(b_shape), b_stride).fill_(0.5)
+        a = torch.empty_strided(tuple(a.shape), a.strides).fill_(0.5)
+        b = torch.empty_strided(tuple(b.shape), b.strides).fill_(0.5)
         ours = lambda: torch.ops.ppl_vi.product(a, b)  # noqa: E731
         faster = _seconds(ours, lambda: torch.mm(a, b)) < _MARGIN
         known = {**_read(file), key: faster}

@@ -35,7 +35,7 @@ from ppl_vi.program.expected import (
     weighted_sum,
 )
 from ppl_vi.program.features import features
-from ppl_vi.program.inspection import inspect, inspect_model
+from ppl_vi.program.inspection import families, inspect, inspect_model
 from ppl_vi.program.joint_states import limited_joint_states
 from ppl_vi.program.layout import (
     align,
@@ -122,6 +122,7 @@ __all__ = [
     "enumerated",
     "expanded_parameter",
     "expected_terms",
+    "families",
     "feasible_value",
     "features",
     "find_closed_forms",

@@ -77,6 +77,17 @@ def inspect(pair: Pair) -> Structure:
         return choose_particles(_structure(sites, traced), pair)
 
 
+def families(pair: Pair) -> dict[str, str]:
+    """The class name of each site's distribution in the model, at draws of the guide.
+
+    Random state is left as it was.
+    """
+    with forked_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        drawn = drawn_values(trace_guide(pair, draw_plainly))
+        sites = sample_sites(trace_model(pair, drawn))
+    return {name: type(innermost(site["fn"])).__name__ for name, site in sites.items()}
+
+
 def inspect_model(pair: Pair) -> Structure:
     """Run the model alone and describe its sites: those that are not observed count as summed out.
 

@@ -14,24 +14,31 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+_HIDDEN = ("add_param_group", "state_dict", "load_state_dict")
+
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Make optimizers without loading torch's compiler.
+    """Make optimizers, and read or write their state, without loading torch's compiler.
 
-    torch loads it, which takes a second, in order to hide the making of optimizers from it. Where it
-    is not there, there is nothing to hide from.
+    torch loads it, which takes a second, in order to hide these from it. Where it is not there, there
+    is nothing to hide from.
     """
-    add_group: Any = getattr(Optimizer.add_param_group, "__wrapped__", None)
-    known = hasattr(add_group, "__dynamo_disable")
-    if add_group is None or known or "torch._dynamo" in sys.modules:
-        yield
-        return
-    add_group.__dynamo_disable = add_group
+    methods: list[Any] = [
+        method
+        for name in _HIDDEN
+        if (method := getattr(getattr(Optimizer, name), "__wrapped__", None)) is not None
+        and not hasattr(method, "__dynamo_disable")
+    ]
+    if "torch._dynamo" in sys.modules:
+        methods = []
+    for method in methods:
+        method.__dynamo_disable = method
     try:
         yield
     finally:
-        vars(add_group).pop("__dynamo_disable", None)
+        for method in methods:
+            vars(method).pop("__dynamo_disable", None)
 
 
 def take_step(optimizer: Optimizer) -> None:

@@ -9,14 +9,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from pyro.infer.util import zero_grads
-from pyro.optim import PyroLRScheduler, PyroOptim
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vi.checkpoints import State
 from ppl_vi.stepping.bare_steps import take_step, without_compiler
-from ppl_vi.stepping.moments import saved, slow_down
+from ppl_vi.stepping.moments import bring_back, in_words, saved, slow_down
+from ppl_vi.stepping.pyro_stepper import PyroStepper
 from ppl_vi.stepping.rates import INITIAL_RATE, StagedRate, default_optimizer
 
 OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
@@ -32,14 +33,21 @@ class Stepper(Protocol):
     def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         """Move the parameters along their gradients, and the schedule by one."""
 
+    @property
+    def words(self) -> str:
+        """What was chosen: the kind of optimizer, its options and its schedule."""
+
     def state(self) -> State:
         """What it has learned, and where the schedule is, for another one to go on."""
 
     def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         """Go on where another one was, with the parameters that it moved."""
 
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        """What brings parameters and moments back to where they are now; the schedule goes on."""
+    def saved(self, parameters: Mapping[str, Tensor]) -> State:
+        """Parameters and moments, for ``bring_back``."""
+
+    def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        """Bring parameters and moments back to where they were; the schedule goes on."""
 
     def slow_down(self, factor: float) -> None:
         """Multiply all learning rates, also those to come."""
@@ -68,7 +76,7 @@ def make_stepper(
         TypeError: the choice is none of these, for instance an optimizer already bound to tensors.
     """
     if isinstance(optimizer, PyroOptim):
-        return _PyroStepper(optimizer)
+        return PyroStepper(optimizer)
     if isinstance(optimizer, (Optimizer, LRScheduler)) or not (
         optimizer is None or callable(optimizer)
     ):
@@ -145,15 +153,22 @@ class TorchStepper:
         elif self._scheduler is not None:
             self._scheduler.step()
 
+    @property
+    def words(self) -> str:
+        scheduler = () if self._scheduler is None else (type(self._scheduler),)
+        return in_words(type(self.optimizer), self.optimizer.defaults, *scheduler)
+
     def state(self) -> State:
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-        own = {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+        with without_compiler():
+            own = {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
         return {"names": list(self._known), **own}
 
     def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         for name in state["names"]:
             self._meet(name, parameters)
-        self.optimizer.load_state_dict(state["optimizer"])
+        with without_compiler():
+            self.optimizer.load_state_dict(state["optimizer"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
 
@@ -168,8 +183,11 @@ class TorchStepper:
         """The default rate, where it waits to be told to fall."""
         return self._scheduler if isinstance(self._scheduler, StagedRate) else None
 
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        return saved(parameters, [self.optimizer])
+    def saved(self, parameters: Mapping[str, Tensor]) -> State:
+        return saved(parameters, lambda parameter: self.optimizer)
+
+    def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
+        bring_back(state, parameters, lambda parameter: self.optimizer)
 
     def slow_down(self, factor: float) -> None:
         slow_down(self._scheduler or self.optimizer, factor)
@@ -233,34 +251,3 @@ class TorchStepper:
     def _groups(self) -> list[dict[str, Any]]:
         groups = self.optimizer.param_groups
         return [{n: v for n, v in group.items() if n != "params"} for group in groups]
-
-
-class _PyroStepper:
-    def __init__(self, optimizer: PyroOptim) -> None:
-        # Pyro's keep momenta and rates by tensor; a module's tensors come back in the next fit.
-        self._optimizer = copy.copy(optimizer)
-        self._optimizer.optim_objs, self._optimizer.grad_clip = {}, {}
-
-    def zero_grad(self, parameters: Mapping[str, Tensor]) -> None:
-        zero_grads(parameters.values())
-
-    def step(self, parameters: Mapping[str, Tensor], loss: float) -> None:
-        self._optimizer(parameters.values())
-        if isinstance(self._optimizer, PyroLRScheduler):
-            plateau = self._optimizer.pt_scheduler_constructor is ReduceLROnPlateau
-            self._optimizer.step(loss) if plateau else self._optimizer.step()
-
-    def state(self) -> State:
-        return self._optimizer.get_state()
-
-    def go_on(self, state: State, parameters: Mapping[str, Tensor]) -> None:
-        self._optimizer.optim_objs = {}
-        self._optimizer._state_waiting_to_be_consumed = dict(state)  # as each is met
-
-    def saved(self, parameters: Mapping[str, Tensor]) -> Callable[[], None]:
-        made = self._optimizer.optim_objs.values()
-        return saved(parameters, [getattr(one, "optimizer", one) for one in made])
-
-    def slow_down(self, factor: float) -> None:
-        for made in self._optimizer.optim_objs.values():
-            slow_down(made, factor)

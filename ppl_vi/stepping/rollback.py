@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ppl_vi.checkpoints import State
 from ppl_vi.stepping.optimization import Stepper
 
 EVERY = 100
 """Steps from one state that is kept to the next; a copy of all parameters at each would cost time."""
 MOST_TIMES = 10
 FACTOR = 0.5
-
-Restore = Callable[[], None]
 
 
 class Rollback:
@@ -28,31 +27,35 @@ class Rollback:
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
-        self._restore: Restore | None = None
+        self._good: State = None
         self.times = 0
 
     def is_due(self, step: int) -> bool:
         """Whether the state before this step is to be kept, once the step is known to be good."""
-        return self._restore is None or step % EVERY == 0
+        return self._good is None or step % EVERY == 0
 
-    def keep(self, restore: Restore) -> None:
-        """There was a good state, to which this goes back."""
-        self._restore = restore
-
-    def forget(self) -> None:
-        """The way back is no longer open: another runner keeps the state of the optimizer."""
-        self._restore = None
+    def keep(self, good: State) -> None:
+        """This was a good state of parameters and moments."""
+        self._good = good
 
     @property
     def is_possible(self) -> bool:
         """Whether there is a state to go back to, and that was not done too often."""
-        return self._restore is not None and self.times < MOST_TIMES
+        return self._good is not None and self.times < MOST_TIMES
 
-    def go_back(self) -> bool:
-        """Restore the state and make steps smaller, where that is possible; whether it was."""
-        if self._restore is None or not self.is_possible:
+    def go_back(self, bring_back: Callable[[State], None]) -> bool:
+        """Bring the state back and make steps smaller, where that is possible; whether it was."""
+        if not self.is_possible:
             return False
         self.times += 1
-        self._restore()
+        bring_back(self._good)
         self._stepper.slow_down(FACTOR)
         return True
+
+    def state(self) -> State:
+        """What it holds, for another one to go on with."""
+        return {"good": self._good, "times": self.times}
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was."""
+        self._good, self.times = state["good"], state["times"]

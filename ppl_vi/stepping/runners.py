@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ppl_vi.checkpoints import State
 from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import trainable
@@ -89,6 +90,23 @@ class EagerRunner:
             self._batch = None
         return taken
 
+    def state(self) -> State:
+        """All that is not in the parameters, for another one to go on with."""
+        return {
+            "done": self.done,
+            "stream": self.stream.state(),
+            "stepper": self.stepper.state(),
+            "rollback": self.rollback and self.rollback.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was."""
+        self.done = state["done"]
+        self.stream.go_on(state["stream"])
+        self.stepper.go_on(state["stepper"], trainable())
+        if self.rollback is not None:
+            self.rollback.go_on(state["rollback"])
+
     def fail(self, batch: Batch) -> NoReturn:
         """Take the next step, on a batch that is known to fail, for its error."""
         self._take(batch)
@@ -113,10 +131,13 @@ class EagerRunner:
             if rollback is not None and rollback.is_due(self.done - 1):
                 rollback.keep(self.stepper.saved(parameters))
             self.stepper.step(parameters, loss)
-        elif self._on_nan == "raise" or (rollback is not None and not rollback.go_back()):
+        elif self._on_nan == "raise" or (rollback is not None and not self._went_back(rollback)):
             told = _complaint(self.done, loss, parameters, self._blame(batch))
             raise FloatingPointError(f"{told} {_remedy(rollback)}")
         return Taken(loss, finite)
+
+    def _went_back(self, rollback: Rollback) -> bool:
+        return rollback.go_back(lambda good: self.stepper.bring_back(good, trainable()))
 
 
 def _loss(loss_and_grads: Callable[[Batch], float], batch: Batch) -> float:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.checkpoints import State
+
 _PARTS = 8
 
 
@@ -54,3 +56,15 @@ class TailAverage:
         count = sum(part.number for part in chosen)
         together = zip(*(part.sums for part in chosen), strict=True)
         return tuple(torch.stack(sums).sum(0) / count for sums in together)
+
+    def state(self) -> State:
+        """All that was added, for another one to go on with."""
+        return {"added": self._added, "parts": [tuple(part) for part in self._parts]}
+
+    def go_on(self, state: State, tensors: Sequence[Tensor]) -> None:
+        """Go on where another one was, with these tensors."""
+        self._added = state["added"]
+        self._parts = [
+            _Part(step, number, tuple(s.to(t.device) for s, t in zip(sums, tensors, strict=True)))
+            for step, number, sums in state["parts"]
+        ]

@@ -12,7 +12,10 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from ppl_vi.checkpoints import State
 
 Tolerance = Literal["auto"] | float
 """A gain in nats below which to stop, or ``"auto"``, one that the noise hides."""
@@ -61,6 +64,16 @@ class Look(NamedTuple):
     def climbing(self) -> Any:
         """Whether the bound climbs beyond doubt."""
         return self.gain > SURE * self.standard_error
+
+    def state(self) -> State:
+        """As plain numbers, of one trace."""
+        return self.start, *map(float, self[1:])
+
+    @classmethod
+    def of(cls, state: State) -> Look:
+        """From what ``state`` gave."""
+        start, *numbers = state
+        return cls(start, *map(np.asarray, numbers))
 
 
 class ConvergenceRule:
@@ -148,6 +161,21 @@ class ConvergenceRule:
             rests = np.maximum(look.gain, 0) <= self.tol - SURE * look.standard_error
         # No comparison holds where a block has no number.
         self.stopped = np.where(rests & (self.stopped == 0), count * self._size, self.stopped)
+
+    def state(self) -> State:
+        """All that it has seen of one trace, for another one to go on with."""
+        return {
+            "means": torch.from_numpy(self._means),
+            "left": torch.from_numpy(self._left),
+            "stopped": int(self.stopped),
+            "last": self.last and self.last.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was."""
+        self._means, self._left = state["means"].numpy(), state["left"].numpy()
+        self.stopped, last = state["stopped"], state["last"]
+        self.last = last and Look.of(last)
 
 
 def _wait(count: int) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ppl_vi.checkpoints import State
 from ppl_vi.stepping.rates import FINAL_RATE, INITIAL_RATE, StagedRate
 from ppl_vi.stopping.averaging import TailAverage
 from ppl_vi.stopping.convergence import SURE, WINDOW, ConvergenceRule, Look, Tolerance
@@ -50,6 +51,9 @@ class Watch:
         rate: the learning rate of the default optimizer; ``None`` where it is not ours to change.
         parameters: those that move.
         settled: the step from which on the objective is the same.
+
+    Attributes:
+        step: how many losses it has seen.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Watch:
     ) -> None:
         self._tol, self._steps, self._rate, self._parameters = tol, steps, rate, parameters
         self._begun = math.ceil(settled / EVERY) * EVERY
-        self._step = 0
+        self.step = 0
         self._stage: list[Look] = []
         self._reason: StopReason | None = None
         self._last_stage = math.inf  # when it ends
@@ -76,22 +80,22 @@ class Watch:
 
     def sees(self, losses: Sequence[float]) -> bool:
         """Whether to stop, after the next ``EVERY`` losses."""
-        self._step += len(losses)
-        if self._rule is None or self._step <= self._begun:
+        self.step += len(losses)
+        if self._rule is None or self.step <= self._begun:
             return False
         if self._rate is None:
             return self._rule.update(losses) and self._end()
         if self._rate.falling:
             return False
-        self._average.add(self._step, self._parameters())
-        if self._step >= self._last_stage:
+        self._average.add(self.step, self._parameters())
+        if self.step >= self._last_stage:
             self._take_mean(self._begun)
             return self._end()
         if self._last_stage < math.inf:
             return False
         if self._rule.update(losses):
             return self._rested(self._rate)
-        left = self._steps - self._step
+        left = self._steps - self.step
         if left <= _PACE * self._steps * _depth(self._rate.rate):
             self._rate.fall(FINAL_RATE, left)
         return False
@@ -100,15 +104,15 @@ class Watch:
         """The bound rises no more at this rate: go on from the mean iterate at a lower one, or end."""
         look = self._seen()
         # Losses may hide that the iterates still moved at first: only the later half counts.
-        self._take_mean((self._begun + look.start + self._step) // 2)
+        self._take_mean((self._begun + look.start + self.step) // 2)
         self._stage.append(look)
         lowest = rate.rate * _TENTH < FINAL_RATE
         if lowest or (len(self._stage) > 1 and self._gains_nothing(*self._stage[-2:])):
-            self._last_stage = min(self._step + _AVERAGED, self._steps // EVERY * EVERY)
+            self._last_stage = min(self.step + _AVERAGED, self._steps // EVERY * EVERY)
         if not lowest:
             rate.become(rate.rate * _TENTH)
-        self._begin(self._step)
-        return self._last_stage <= self._step and self._end()
+        self._begin(self.step)
+        return self._last_stage <= self.step and self._end()
 
     def _take_mean(self, since: int) -> None:
         with torch.no_grad():
@@ -134,6 +138,28 @@ class Watch:
         hides = self._tol == "auto" and SURE * float(look.standard_error) > _HIDDEN
         self._reason = StopReason.NOISE if hides else StopReason.CONVERGED
         return True
+
+    def state(self) -> State:
+        """All that it has seen, for another one to go on with."""
+        return {
+            "step": self.step,
+            "begun": self._begun,
+            "stage": [look.state() for look in self._stage],
+            "reason": self._reason and self._reason.name,
+            "last_stage": self._last_stage,
+            "rule": self._rule and self._rule.state(),
+            "average": self._average.state(),
+        }
+
+    def go_on(self, state: State) -> None:
+        """Go on where another one was, with the same tolerance and the same kind of rate."""
+        self.step, self._begun = state["step"], state["begun"]
+        self._stage = list(map(Look.of, state["stage"]))
+        self._reason = state["reason"] and StopReason[state["reason"]]
+        self._last_stage = state["last_stage"]
+        if self._rule is not None:
+            self._rule.go_on(state["rule"])
+        self._average.go_on(state["average"], self._parameters())
 
     def told(self, reason: StopReason) -> Convergence:
         """What there is to say at the end of the fit.

@@ -28,6 +28,7 @@ def targets(graph: torch.fx.GraphModule) -> list[str]:
 
 
 def test_products_by_the_other_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(products, "_CHOSEN", {})
     monkeypatch.setattr(products, "_choice", lambda *_: True)
     captured = capture(both_ways, (WEIGHT,))
     graph = with_fast_products(captured.graph, tmp_path)
@@ -45,17 +46,17 @@ def both_ways_plainly() -> tuple[Tensor, ...]:
 def test_a_choice_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """So that a fit repeats with its seed, even where the next measurement would differ."""
     captured = capture(both_ways, (WEIGHT,))
-    products._choice.cache_clear()
+    monkeypatch.setattr(products, "_CHOSEN", {})
     monkeypatch.setattr(products, "_seconds", lambda *_: 0.5)
     first = targets(with_fast_products(captured.graph, tmp_path))
-    products._choice.cache_clear()
+    products._CHOSEN.clear()
     monkeypatch.setattr(products, "_seconds", lambda *_: 2.0)
     assert targets(with_fast_products(captured.graph, tmp_path)) == first
-    products._choice.cache_clear()
+    products._CHOSEN.clear()
     assert "ppl_vi.product.default" not in targets(
         with_fast_products(captured.graph, tmp_path / "new")
     )
-    products._choice.cache_clear()
+    products._CHOSEN.clear()
 
 
 def test_a_product_with_a_vector_is_written_out() -> None:

@@ -126,6 +126,9 @@ class SweptGuide(Protocol):
         It is asked for every batch once, after ``settle``.
         """
 
+    def add_up(self, sum: Callable[[Tensor], Tensor]) -> None:
+        """Bring together what several processes have counted, after ``settle`` and ``bound``."""
+
     def factors(self) -> dict[str, Any]:
         """The marginals of single sites that it knows, as Pyro distributions."""
 
@@ -244,6 +247,7 @@ def sweep_to_rest(
         bound = guide.evaluated(-losses[-1])
     if job.source.batched:
         bound = Estimate(bound_by_batches(guide, job))
+    guide.add_up(job.ranks.sum)
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
     return Swept(losses, convergence, repeated.execution, bound)

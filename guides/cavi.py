@@ -396,10 +396,8 @@ class CAVIGuide(torch.nn.Module):
         self._kinds = ()
         if not self._rows:
             self._keep_tables(ascent.tables(state, self._weights))
-            self._count(ascent, state, self._weights, 1.0)
-            for number in range(len(self._kinds)):
-                counts = self.get_buffer(f"counts_{number}")
-                self._keep(f"counts_{number}", ascent.totals((counts,))[0])
+            own = 1.0 if ascent.parts is None else ascent.parts.part.share
+            self._count(ascent, state, self._weights, own)
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> Tensor:
         """The bound with the factors of these rows at their optimum, in nats.
@@ -426,6 +424,15 @@ class CAVIGuide(torch.nn.Module):
         for number, (_, counts) in enumerate(found):
             before = 0.0 if first else self.get_buffer(f"counts_{number}")
             self._keep(f"counts_{number}", before + share * counts.detach())
+
+    def add_up(self, sum: Callable[[Tensor], Tensor]) -> None:
+        """Count the elements of all processes, each of which has counted its own.
+
+        Args:
+            sum: of everyone's tensors.
+        """
+        for number in range(len(self._kinds)):
+            self._keep(f"counts_{number}", sum(self.get_buffer(f"counts_{number}")))
 
     def occupancies(self) -> dict[str, Tensor]:
         """How many elements the fit expects in each state, Σ_i q(z_i = k), ``[K]`` by discrete site.

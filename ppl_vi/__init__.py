@@ -20,7 +20,14 @@ from ppl_vi.diagnostics import (
 )
 from ppl_vi.diagnostics.calibration import Calibration, calibrate
 from ppl_vi.diagnostics.pareto import KHat
-from ppl_vi.errors import CheckpointError, CompileError, DataError, GuideError, ModelError
+from ppl_vi.errors import (
+    CheckpointError,
+    CompileError,
+    DataError,
+    GuideError,
+    ModelError,
+    RanksError,
+)
 from ppl_vi.estimate import Estimate
 from ppl_vi.estimators import (
     Baseline,
@@ -87,6 +94,7 @@ __all__ = [
     "Objective",
     "Pathwise",
     "Progress",
+    "RanksError",
     "Recommendation",
     "Relax",
     "RenyiELBO",

@@ -135,7 +135,11 @@ def _trained(
         execution=moved.execution,
         remarks=(
             *moved.convergence.advice,
-            *(job.guide.remarks() if is_swept(job.guide) else collapse_remarks(job.alone)),
+            *(
+                job.guide.remarks()
+                if is_swept(job.guide)
+                else collapse_remarks(job if job.alone.source.others else job.alone)
+            ),
         ),
         objective=settings.objective,
         seed=settings.seed,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppl_vi.data.sources import Batch, DataSource
-from ppl_vi.errors import GuideError, ModelError
+from ppl_vi.errors import DataError, GuideError, ModelError
 from ppl_vi.evaluation import WeightedPair
 from ppl_vi.memory import known_about
 from ppl_vi.preparation import forget, shapes_of, structure_of
@@ -63,6 +63,12 @@ class Job:
 
     def weighted_pairs(self) -> Iterator[WeightedPair]:
         """The batches in order, each with its share of the rows; of several processes, this one's."""
+        if self.source.others:
+            raise DataError(
+                f"this process has {self.source.num_rows} rows of its own, and others have "
+                f"{self.source.others} (shard='given'): what all rows say together cannot be asked of a "
+                f"part. Fit with shard='split', or save the fit and load it with all rows."
+            )
         for batch in self.source.sequence():
             share = batch.own / (self.source.num_rows or 1)
             if batch.part is None:  # all processes have the same

@@ -127,6 +127,9 @@ class SweptGuide(Protocol):
         It is asked for every batch once, after ``settle``.
         """
 
+    def add_up(self, sum: Callable[[Tensor], Tensor]) -> None:
+        """Bring together what several processes have counted, after ``settle`` and ``bound``."""
+
     def factors(self) -> dict[str, Any]:
         """The marginals of single sites that it knows, as Pyro distributions."""
 
@@ -312,6 +315,7 @@ class Sweeper:
         if self._job.source.batched:
             over_batches = Estimate(bound_by_batches(guide, self._job))  # counts elements too
             bound = over_batches if self._stream else bound
+        guide.add_up(self._job.ranks.sum)
         gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
         convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
         return Swept(losses, convergence, self._sweeps.execution, bound)

@@ -72,6 +72,7 @@ class DataSource(ABC):
         by_rows: Whether batches are rows of tensors in memory, told by their numbers alone.
         divisible: Whether any rows can be asked for, so that processes can share them.
         ranks: The processes that fit these data together.
+        others: Rows of the data set that other processes have.
     """
 
     by_rows = False
@@ -79,6 +80,7 @@ class DataSource(ABC):
     in_parts = False
     may_be_parted = False
     ranks: Ranks = ALONE
+    others = 0
 
     def __init__(self, num_rows: int | None, batch_size: int | None) -> None:
         self.num_rows, self.asked = num_rows, batch_size

@@ -96,7 +96,7 @@ class Refits:
                 yield self._job(simulated, source)
             return
         self._begun.restore()
-        result = fit(simulated.model, guide, source, **self._options)
+        result = fit(simulated.model, guide, source, **{"shard": None, **self._options})
         with result.fitted.applied():
             yield result.job
 

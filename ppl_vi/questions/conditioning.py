@@ -71,7 +71,13 @@ def condition(
             return result
     from ppl_vi.fitting import fit  # the result of a fit asks this
 
-    settings = {"progress": False, "data_plate": min(job.data_plates, default=None), **options}
+    # The question of one process: others may not ask it.
+    settings = {
+        "progress": False,
+        "shard": None,
+        "data_plate": min(job.data_plates, default=None),
+        **options,
+    }
     with frozen(model.modules):
         chosen = _family(job, model, structure, values) if guide is None else guide
         result = fit(model, chosen, job.source, **settings)

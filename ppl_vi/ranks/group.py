@@ -28,6 +28,7 @@ __all__ = ["ALONE", "Ranks", "joined", "local_device"]
 Value = TypeVar("Value")
 
 _REASON = "ppl_vi/failed/{}"
+_GRACE = 1.0
 _PATIENCE = 2.0
 """Seconds in which whoever left may have told why."""
 
@@ -100,6 +101,9 @@ class Ranks:
         _GROUPS.clear()
         with suppress(RuntimeError, ValueError):
             torch.distributed.destroy_process_group(group)
+        del group
+        if self.first and not isinstance(error, RanksError):
+            time.sleep(_GRACE)  # the store may be with this process: the others read it first
 
     @property
     def _reason(self) -> str:

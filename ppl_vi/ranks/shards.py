@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -108,7 +109,9 @@ class ShardedSource(DataSource):
 
     @property
     def alone(self) -> DataSource:
-        return self.own.parted(self._batch_size) if self.in_parts else self.own
+        source = self.own.parted(self._batch_size) if self.in_parts else copy.copy(self.own)
+        source.others = 0 if self.split else (self.num_rows or 0) - self._count
+        return source
 
     @property
     def generators(self) -> tuple[torch.Generator, ...]:

@@ -13,6 +13,7 @@ import pyro
 import pyro.infer
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ppl_vi.beginning import new_job
 from ppl_vi.checkpoints import State, read, write
@@ -80,7 +81,8 @@ class Saved(ABC):
             >>> bool(again.elbo == result.elbo), again.num_steps
             (True, 200)
         """
-        write(path, state_of(self))
+        with self.fitted.applied():
+            write(path, self._state())
 
     @classmethod
     def load(
@@ -143,9 +145,9 @@ class Saved(ABC):
 
 
 def state_of(result: Saved) -> State:
-    """All of a fit, as ``save`` writes it."""
+    """All of a fit, as ``save`` writes it, in tensors of its own."""
     with result.fitted.applied():
-        return result._state()
+        return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), result._state())
 
 
 def restarts_state(restarts: Sequence[Restart]) -> State:

@@ -46,15 +46,15 @@ def problem(name: str) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Model, guide, data and settings."""
     torch.manual_seed(5)
     if name == "mixture":
-        return BayesianGMM(3), "normal", CLUSTERS, {"steps": 600, "restarts": 2}
+        return BayesianGMM(3), "normal", CLUSTERS, {"steps": 300, "restarts": 2}
     if name == "cavi":
-        return ConjugateGMM(6), "cavi", CLUSTERS, {"steps": 150, "restarts": 3}
+        return ConjugateGMM(6), "cavi", CLUSTERS, {"steps": 60, "restarts": 2}
     if name == "vae":
         guide = EncoderGuide(perceptron_encoder((64,), 3, [32]))
-        return VAE((64,), 3, hidden=[32]), guide, IMAGES, {"steps": 800, "batch_size": 64}
+        return VAE((64,), 3, hidden=[32]), guide, IMAGES, {"steps": 300, "batch_size": 64}
     baseline = NeuralBaseline(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)))
     objective = ELBO(2, estimators={"z": ScoreFunction(baseline)})
-    settings = {"objective": objective, "batch_size": 50, "steps": 1_000}
+    settings = {"objective": objective, "batch_size": 50, "steps": 300}
     return coins, coin_guide, CLUSTERS, settings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -195,17 +196,33 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     assert read(tmp_path / "run.ckpt")["kind"] == "run"
 
 
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
 def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     """And nothing is done with what is in them."""
     path, chance = tmp_path / "run.ckpt", random.Random(0)
     fitted(checkpoint=path)
     content = path.read_bytes()
-    for number in range(100):
-        place = chance.randrange(len(content))
+    bombs = [pickle.dumps(Bomb(tmp_path / "went off")), content[:40] + pickle.dumps(Bomb(tmp_path))]
+    for number in range(1_000):
+        place, other = sorted(chance.sample(range(0, len(content) - 16, 16), 2))
         flipped = content[:place] + bytes([content[place] ^ 1 << number % 8]) + content[place + 1 :]
-        path.write_bytes(flipped if number % 2 else content[:place])
+        one, two = content[place : place + 16], content[other : other + 16]
+        between, end = content[place + 16 : other], content[other + 16 :]
+        swapped = content[:place] + two + between + one + end
+        kinds = (flipped, content[:place], swapped, bombs[number // 4 % 2])
+        path.write_bytes(content + b"0" if kinds[number % 4] == content else kinds[number % 4])
         with pytest.raises(CheckpointError, match=r"damaged|no file of ppl-vi"):
             fitted(checkpoint=path, resume=True)
+    assert not (tmp_path / "went off").exists()
     assert len(pyro.get_param_store()) == 0
 
 

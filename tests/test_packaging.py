@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -62,6 +63,28 @@ def test_the_wheel_holds_types_data_and_license() -> None:
 def test_models_and_guides_have_one_name() -> None:
     assert {"ppl_vi.models", "ppl_vi.guides"} <= set(sys.modules)
     assert not {"models", "guides"} & set(sys.modules)
+
+
+LEAN = """
+import sys, torch, pyro, pyro.distributions as dist
+from ppl_vi import fit
+
+def model(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+fit(model, "normal", torch.zeros(5), steps=200, progress=False).sample(2)
+print(*{name.split(".")[0] for name in sys.modules})
+"""
+
+
+def test_a_fit_loads_nothing_heavy_that_it_does_not_need() -> None:
+    """Each takes half a second and more, of a start that may be as long as the fit."""
+    told = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, check=True)
+    heavy = {"matplotlib", "pandas", "xarray", "arviz", "sklearn", "jinja2", "sympy"}
+    assert "ppl_vi" in told.stdout.split()
+    assert not heavy & set(told.stdout.split())
 
 
 @in_source

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppl_vi.diagnostics.colors import COLORS
-from ppl_vi.diagnostics.pictures import dress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +72,8 @@ def plot_gradient_variance(table: pd.DataFrame, axis: Axes | None = None) -> Fig
 
 
 def _scales(axis: Axes) -> None:
+    from ppl_vi.diagnostics.pictures import dress  # heavy, and not every fit needs it
+
     axis.set_xscale("log")
     axis.set_yscale("log")
     labels = "seconds for one gradient (median)", "variance of one gradient (sum over parameters)"

@@ -98,10 +98,10 @@ def attempt(
         past: the checkpoint of this restart to go on from; ``None`` to begin it.
     """
     run = Run(keeper, past)
-    with pyro.get_param_store().scope():
+    with worker_deaths_told(), pyro.get_param_store().scope():
         with restored_on_error():
             job, structure = _prepare(settings, restart, run)
-        with threads_for(structure, job.usual_pair()), worker_deaths_told():
+        with threads_for(structure, job.usual_pair()):
             return _trained(settings, job, structure, run, bar)
 
 

@@ -99,10 +99,10 @@ def attempt(
         past: the checkpoint of this restart to go on from; ``None`` to begin it.
     """
     run = Run(keeper, past)
-    with pyro.get_param_store().scope():
+    with worker_deaths_told(), pyro.get_param_store().scope():
         with restored_on_error():
             job, structure = _prepare(settings, restart, run)
-        with threads_for(structure, job.usual_pair()), worker_deaths_told():
+        with threads_for(structure, job.usual_pair()):
             return _trained(settings, job, structure, run, bar)
 
 
@@ -185,13 +185,8 @@ def _moved(
     planned = _planned(settings, weighted, stepper)
     if run.past is not None:
         refuse_others(run.name, run.past["planned"], planned)
-        with understood(run.name):
-            eager.go_on(run.past["runner"]["eager"])
-            watch.go_on(run.past["watch"])
-            past = Past.of(run.past["past"])
+        past = _past(settings, run, eager, watch)
         bar.update(len(past.losses))
-        if not past.stays_ended(settings.callbacks):
-            past.reason = judged(past, settings.steps, watch)
     if past.reason is None:
         runner = _runner(settings, weighted, job, bar, parameters, eager, run.past)
         if run.past is not None:
@@ -209,6 +204,17 @@ def _moved(
         execution = Execution(**run.past["runner"]["execution"])
     told = watch.told(past.reason or StopReason.STEPS)
     return _Moved(past.losses, told, estimators, execution)
+
+
+def _past(settings: Settings, run: Run, eager: EagerRunner, watch: Watch) -> Past:
+    """The steps before the fit was cut, and whether these were all."""
+    with understood(run.name):
+        eager.go_on(run.past["runner"]["eager"])
+        watch.go_on(run.past["watch"])
+        past = Past.of(run.past["past"])
+    if not past.stays_ended(settings.callbacks):
+        past.reason = judged(past, settings.steps, watch)
+    return past
 
 
 def _swept(settings: Settings, job: Job, run: Run, bar: tqdm[Any]) -> _Moved:

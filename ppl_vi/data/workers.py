@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ def worker_deaths_told() -> Iterator[None]:
         said = str(error).splitlines()[0] if str(error) else ""
         if "DataLoader worker" not in said:
             raise
+        # Whoever waits for the dead worker is forgotten: torch raises again for as long as it is there.
+        traceback.clear_frames(error.__traceback__)
         raise DataError(
             f"a process that reads the data died: {said.rstrip('. ')}. It may have been killed for "
             f"want of memory: give the DataLoader fewer workers or smaller batches. Where the fit has "

@@ -178,7 +178,8 @@ CASES: dict[str, Case] = {
     "norms in a function": (normed, X, {}),
     "restarts": (plain, X, {"restarts": 3}),
     "restarts of modules": (encoded, X, {"batch_size": 20, "restarts": 3}),
-    "exact updates": (lambda: (ConjugateGMM(3), "cavi"), X, {}),
+    "exact updates": (
+        lambda: (ConjugateGMM(3), "cavi"), X, {"steps": 12, "checkpoint_every": 7}),
     "exact updates in batches": (
         lambda: ((made := ConjugateGMM(2)), CAVIGuide(made)), X, {"batch_size": 25}),
     "exact updates from a loader": (lambda: (ConjugateGMM(2), "cavi"), loader(), {}),

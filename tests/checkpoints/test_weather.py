@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ppl_vi import FitResult, fit
 from ppl_vi.checkpoints import keeping, read, write
-from ppl_vi.checkpoints.format import encoded
+from ppl_vi.checkpoints.format import decoded, encoded
 from ppl_vi.errors import CheckpointError, DataError
 from ppl_vi.stopping.reasons import StopReason
 
@@ -61,6 +62,14 @@ def test_a_fit_that_is_over_is_given_again(tmp_path: Path) -> None:
     assert_same(longer, fitted(optimizer=torch.optim.Adam))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of a fit that is over."""
+    path = tmp_path_factory.mktemp("written") / "run.ckpt"
+    fitted(checkpoint=path)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("settings", "differs"),
     [
@@ -77,12 +86,14 @@ def test_a_fit_that_is_over_is_given_again(tmp_path: Path) -> None:
         ({"objective": pyro.infer.Trace_ELBO()}, r"objective \(ELBO\(.* in the file, Trace_ELBO"),
     ],
 )
-def test_another_fit_is_refused(settings: Any, differs: str, tmp_path: Path) -> None:
-    fitted(checkpoint=tmp_path / "run.ckpt")
-    before, state = (tmp_path / "run.ckpt").read_bytes(), torch.get_rng_state()
+def test_another_fit_is_refused(
+    settings: Any, differs: str, written: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "run.ckpt").write_bytes(written)
+    state = torch.get_rng_state()
     with pytest.raises(CheckpointError, match=f"run.ckpt' is of another fit, .*{differs}"):
         fitted(checkpoint=tmp_path / "run.ckpt", resume=True, **settings)
-    assert (tmp_path / "run.ckpt").read_bytes() == before
+    assert (tmp_path / "run.ckpt").read_bytes() == written
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -140,7 +151,9 @@ def test_a_folder_that_vanishes_ends_no_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("own", [guide, "cavi"], ids=["steps", "sweeps"])
+@pytest.mark.parametrize(
+    "own", [guide, pytest.param("cavi", marks=pytest.mark.slow)], ids=["steps", "sweeps"]
+)
 def test_a_signal_leaves_a_last_checkpoint(number: int, own: Any, tmp_path: Path) -> None:
     def callback(progress: Any) -> None:
         if progress.step == 7:
@@ -195,25 +208,37 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     assert read(tmp_path / "run.ckpt")["kind"] == "run"
 
 
-def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def test_damaged_checkpoints_are_refused(written: bytes, tmp_path: Path) -> None:
     """And nothing is done with what is in them."""
-    path, chance = tmp_path / "run.ckpt", random.Random(0)
-    fitted(checkpoint=path)
-    content = path.read_bytes()
-    for number in range(100):
-        place = chance.randrange(len(content))
+    path, chance, content = tmp_path / "run.ckpt", random.Random(0), written
+    bombs = [pickle.dumps(Bomb(tmp_path / "went off")), content[:40] + pickle.dumps(Bomb(tmp_path))]
+    for number in range(1_000):
+        place, other = sorted(chance.sample(range(0, len(content) - 16, 16), 2))
         flipped = content[:place] + bytes([content[place] ^ 1 << number % 8]) + content[place + 1 :]
-        path.write_bytes(flipped if number % 2 else content[:place])
+        one, two = content[place : place + 16], content[other : other + 16]
+        between, end = content[place + 16 : other], content[other + 16 :]
+        swapped = content[:place] + two + between + one + end
+        kinds = (flipped, content[:place], swapped, bombs[number // 4 % 2])
+        path.write_bytes(content + b"0" if kinds[number % 4] == content else kinds[number % 4])
         with pytest.raises(CheckpointError, match=r"damaged|no file of ppl-vi"):
             fitted(checkpoint=path, resume=True)
+    assert not (tmp_path / "went off").exists()
     assert len(pyro.get_param_store()) == 0
 
 
-def test_swapped_tensors_are_refused(tmp_path: Path) -> None:
+def test_swapped_tensors_are_refused(written: bytes, tmp_path: Path) -> None:
     """Under a right digest: what has other shapes is not laid half into the programs."""
-    path = tmp_path / "run.ckpt"
-    fitted(checkpoint=path)
-    state = read(path)
+    path, state = tmp_path / "run.ckpt", decoded(written, "written")
     state["programs"]["parameters"]["loc"] = torch.zeros(3)
     path.write_bytes(encoded(state))
     with pytest.raises(

@@ -75,7 +75,9 @@ def fit(
             amortize a latent of rows.
         data: a tensor or array is one positional argument; a tuple positional, a dict keyword
             arguments; a ``Dataset`` or ``DataLoader`` gives minibatches; ``None`` is no argument.
-            Floating-point arrays take torch's default dtype, tensors keep theirs.
+            Floating-point arrays take torch's default dtype, tensors keep theirs. Arrays on disk
+            (memory maps, Zarr, HDF5) are read rows by rows. Exact updates look at large data, and at a
+            ``Dataset`` without ``batch_size``, part by part, all of them in each sweep.
         objective: one of ours or any ``pyro.infer.ELBO``; by default ``ELBO()``.
         optimizer: a torch optimizer class, a function from parameters to an optimizer or a
             scheduler around one, or a Pyro optimizer; schedulers move once a step. By default Adam

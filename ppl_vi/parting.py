@@ -52,7 +52,8 @@ def _rows_of_a_part(
         entries = _entries_of_a_row(model, source, source.num_rows)
         if source.by_rows and entries * source.num_rows <= _MOST_AT_ONCE:
             return None
-        rows = max(1, _IN_A_PART // entries)
+        number = -(-entries * source.num_rows // _IN_A_PART)
+        rows = -(-source.num_rows // number)  # all parts are nearly alike
         data_plates_of(model, source.parted(rows), data_plate)
         return rows
     except ModelError:

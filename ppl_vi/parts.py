@@ -45,9 +45,9 @@ class Parts:
             if not batch.own:
                 continue
             with self.job.handler(batch):
-                found = program(batch)
+                own = program(batch)
             share = batch.own / (self.job.source.num_rows or 1)
-            flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in found]
+            flat = [tensor.detach().reshape(-1).to(sums.dtype) for tensor in own]
             sums.add_(torch.cat(flat), alpha=share)
-        parts = zip(like, self.job.ranks.sum(sums).split(sizes), strict=True)
-        return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in parts)
+        found = zip(like, self.job.ranks.sum(sums).split(sizes), strict=True)
+        return tuple(part.reshape(tensor.shape).to(tensor.dtype) for tensor, part in found)

@@ -215,7 +215,7 @@ def sweep_to_rest(
         FloatingPointError: the ELBO is not finite.
     """
     losses: list[float] = []
-    sweeps = Streamed(guide, job) if job.source.in_parts else None
+    sweeps = Streamed(guide, job, wish, bar) if job.source.in_parts else None
     repeated = Repeated(guide, job, steps, wish, bar)
     stream = Stream(job.source) if job.source.batched and sweeps is None else None
     size = sum(job.source.sizes().values()) if stream else 1
@@ -244,13 +244,13 @@ def sweep_to_rest(
         if reason is StopReason.STEPS and tol is not None and size == 1 and len(losses) > 1:
             reason = StopReason.CLIMBING
         guide.settle()
-        bound = guide.evaluated(-losses[-1])
-    if job.source.batched:
-        bound = Estimate(bound_by_batches(guide, job))
-    guide.add_up(job.ranks.sum)
+        bound = Estimate(bound_by_batches(guide, job)) if job.source.batched else None
+        guide.add_up(job.ranks.sum)
+        if stream is None or bound is None:
+            bound = guide.evaluated(-losses[-1])
     gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
     convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
-    return Swept(losses, convergence, repeated.execution, bound)
+    return Swept(losses, convergence, (sweeps or repeated).execution, bound)
 
 
 def divides(job: Job) -> bool:
@@ -267,9 +267,9 @@ def _divided(job: Job) -> Iterator[None]:
 
 def unite(job: Job) -> None:
     """The guide without the other processes, after the last sweep."""
-    if is_swept(job.guide) and divides(job):
+    if is_swept(job.guide) and isinstance(job.source, ShardedSource) and divides(job):
         with job.handler(job.source.whole()):
-            job.guide.unite(job.source.whole(), job.source.seen is job.source.alone)
+            job.guide.unite(job.source.whole(), job.source.split)
 
 
 def _after(

@@ -5,12 +5,14 @@ from ppl_vi.compilation.capturing import Captured, capture
 from ppl_vi.compilation.choosing import Execute, Execution, Mode, Wish
 from ppl_vi.compilation.compiling import CompiledGraph, compiled, hastened
 from ppl_vi.compilation.costs import compile_seconds, repays
+from ppl_vi.compilation.cutting import Cut, cut
 from ppl_vi.compilation.folding import folded
 
 __all__ = [
     "Builds",
     "Captured",
     "CompiledGraph",
+    "Cut",
     "Execute",
     "Execution",
     "Mode",
@@ -18,6 +20,7 @@ __all__ = [
     "capture",
     "compile_seconds",
     "compiled",
+    "cut",
     "folded",
     "hastened",
     "repays",

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.data.stored import StoredArray, is_stored
 from ppl_vi.errors import DataError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Device = torch.device | str | None
+
+_PIECE = 2**22
+"""Numbers that are looked at together."""
 
 
 def as_arguments(data: Any, name: str, device: Device) -> Arguments:
@@ -53,19 +57,45 @@ def _leaf(leaf: Any, name: str, device: Device) -> Any:
         leaf = leaf.to_numpy()
     if isinstance(leaf, list) and _only_numbers(leaf) and not _only_integers(leaf):
         leaf = number_array(leaf, name)  # integers may be sizes of layers, or of plates
+    if _stays_on_disk(leaf):
+        return StoredArray(leaf, name, device)
     if isinstance(leaf, np.ndarray):
         leaf = _array_to_tensor(leaf, name)
-    if not isinstance(leaf, Tensor):
-        return leaf
+    return checked(leaf, name, device) if isinstance(leaf, Tensor) else leaf
+
+
+def checked_tensor(array: np.ndarray[Any, Any], name: str, device: Device) -> Tensor:
+    """A checked tensor of an array's numbers; the name is for messages."""
+    return checked(_array_to_tensor(array, name), name, device)
+
+
+def checked(leaf: Tensor, name: str, device: Device) -> Tensor:
+    """The tensor, without NaN, where it belongs."""
     if leaf.device.type == "meta":
         raise DataError(f"`{name}` is on the device meta, which keeps no numbers. Pass real data.")
-    nan = torch.isnan(leaf)
-    if nan.any():
+    _check_numbers(leaf, name)
+    return leaf.to(device)
+
+
+def _check_numbers(leaf: Tensor, name: str) -> None:
+    """Raise DataError for NaN, looked for in pieces, as the whole may be larger than memory."""
+    if not leaf.is_floating_point() and not leaf.is_complex():
+        return
+    count, first, before = 0, list[int](), 0
+    rows = max(1, _PIECE * len(leaf) // max(1, leaf.numel())) if leaf.ndim else 1
+    for piece in leaf.split(rows) if leaf.ndim else (leaf,):
+        if not piece.isfinite().all():  # faster than to look for NaN itself
+            nan = piece.isnan()
+            if count == 0 and nan.any():
+                first = nan.nonzero()[0].tolist()
+                first[:1] = [before + number for number in first[:1]]
+            count += int(nan.sum())
+        before += rows
+    if count:
         raise DataError(
-            f"`{name}` has {int(nan.sum())} NaN, the first at index {nan.nonzero()[0].tolist()}. "
+            f"`{name}` has {count} NaN, the first at index {first}. "
             "Drop or impute those rows, or fill them with a number and mask them in the model."
         )
-    return leaf.to(device)
 
 
 def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -80,13 +110,29 @@ def _array_to_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     # torch has no floats of more than 64 bits, and can't index unsigned integers of more than 8.
     if (kind == "f" and size > 8) or (kind == "u" and size > 1):
         dtype = np.dtype(np.float64 if kind == "f" else np.int64)
-    if isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous:
+    if isinstance(array, np.memmap) and _is_mapped(array):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says of each that it could be written to
             tensor = torch.from_numpy(array)  # a copy would take the memory that the file saves
     else:
         tensor = torch.from_numpy(np.array(array, dtype, order="C"))
     return tensor.to(torch.get_default_dtype()) if kind == "f" else tensor
+
+
+def _stays_on_disk(leaf: Any) -> bool:
+    """Whether to read an array rows by rows: a memory map too, unless it is a tensor as it is."""
+    if isinstance(leaf, np.memmap):
+        return leaf.ndim > 0 and leaf.dtype.kind in "biuf" and not _is_mapped(leaf)
+    return is_stored(leaf) and len(leaf.shape) > 0
+
+
+def _is_mapped(array: np.ndarray[Any, Any]) -> bool:
+    """Whether torch can take an array's memory for a tensor's, in the dtype that it should have."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if not array.dtype.isnative or not array.flags.c_contiguous or (kind == "u" and size > 1):
+        return False
+    default = torch.empty(0, dtype=torch.get_default_dtype()).numpy().dtype
+    return bool(kind != "f" or array.dtype == default)
 
 
 def number_array(values: list[Any], name: str = "data") -> np.ndarray[Any, Any]:

@@ -421,3 +421,136 @@ def test_rows_on_disk_are_not_copied(tmp_path: Path) -> None:
     whole = source.whole().args[0]
     assert whole.data_ptr() == mapped.ctypes.data
     assert next(batch.args[0].tolist() for batch in source.sequence()) == [[0.0, 1.0], [2.0, 3.0]]
+
+
+# --- arrays on disk, and data sets of other libraries ------------------------------------------------
+
+
+class Stored:
+    """An array as Zarr and HDF5 have them: rows by slices and by sorted numbers, each once."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.most = array, array.shape, array.dtype, 0
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        found = self.array[rows]
+        if not isinstance(rows, slice):
+            assert (np.diff(rows) > 0).all()
+        self.most = max(self.most, len(found))
+        return found.copy()
+
+
+class Fetched:
+    """A data set of another library, which gives several items at once."""
+
+    def __init__(self, array):
+        self.array, self.fetched = array, []
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, row):
+        raise AssertionError("rows are asked for together")
+
+    def __getitems__(self, rows):
+        self.fetched.append(len(rows))
+        return [{"x": self.array[row]} for row in rows]
+
+
+class Counted(IterableDataset):
+    def __init__(self, said=NUM_ROWS, given=NUM_ROWS):
+        self.said, self.given = said, given
+
+    def __len__(self):
+        return self.said
+
+    def __iter__(self):
+        return iter(numbered(self.given))
+
+
+def test_a_stored_array_is_read_rows_by_rows():
+    array = Stored(np.arange(20.0).reshape(10, 2))
+    source = data_source((array, numbered(), Stored(np.ones(3))), batch_size=4)
+    assert source.num_rows == NUM_ROWS and source.batched and not source.by_rows
+    first, *_, last = source.sequence()
+    assert first.args[0].dtype == torch.float32 and last.args[0].tolist() == [[16, 17], [18, 19]]
+    assert first.args[2].tolist() == [1, 1, 1]
+    for batch in source.epoch(torch.Generator().manual_seed(0)):
+        assert torch.equal(batch.args[0][:, 0] / 2, batch.args[1])
+    assert array.most == 4
+    assert data_source(array).whole().args[0].shape == (10, 2)
+
+
+def test_a_memory_map_of_another_type_is_converted_rows_by_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(12.0).reshape(6, 2))
+    source = data_source(np.load(path, mmap_mode="r"), batch_size=4)
+    assert not source.by_rows
+    dtypes = {batch.args[0].dtype for batch in source.sequence()}
+    assert dtypes == {torch.float32}
+    np.save(path, np.array([[0.0], [np.nan]]))
+    source = data_source(np.load(path, mmap_mode="r"), batch_size=1)
+    with pytest.raises(DataError, match=r"`data` has 1 NaN"):
+        list(source.sequence())
+
+
+def test_zarr_arrays(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    array = zarr.open(str(tmp_path / "x.zarr"), mode="w", shape=(10, 2), chunks=(3, 2), dtype="f4")
+    array[:] = np.arange(20.0).reshape(10, 2)
+    source = data_source(array, batch_size=4)
+    rows = torch.cat([batch.args[0] for batch in source.epoch(torch.Generator())])
+    assert sorted(rows[:, 0].tolist()) == [2.0 * number for number in range(10)]
+
+
+def test_items_are_fetched_together():
+    items = Fetched(numbered())
+    source = data_source(items, batch_size=4)
+    assert [batch.kwargs["x"].tolist() for batch in source.sequence()][2] == [8.0, 9.0]
+    assert items.fetched == [4, 4, 2]
+
+
+@pytest.mark.parametrize("wrap", [lambda d: (d, 4), lambda d: (loader(d, 4), None)])
+def test_an_iterable_data_set_with_a_length(wrap):
+    source = data_source(*wrap(Counted()))
+    assert source.num_rows == NUM_ROWS and source.batched
+    for read in (source.epoch, source.sequence):
+        batches = list(read())
+        assert row_numbers(batches).tolist() == list(range(NUM_ROWS))
+        assert [batch.size for batch in batches] == [4, 4, 2]
+        assert all(batch.rows is None for batch in batches)
+    assert source.head(3).args[0].tolist() == [0, 1, 2] and source.whole().size == NUM_ROWS
+
+
+def test_an_iterable_data_set_of_another_length_is_refused():
+    with pytest.raises(DataError, match=r"Counted has a length of 12 rows but gave 10"):
+        list(data_source(Counted(said=12), 4).sequence())
+
+
+def test_many_rows_are_shuffled_in_sets(monkeypatch):
+    from ppl_vi.data import orders
+
+    monkeypatch.setattr(orders, "_MOST_AT_ONCE", 64)
+    monkeypatch.setattr(orders, "_TOGETHER", 4)
+    order = orders.shuffled_rows(1_003, 10, torch.Generator().manual_seed(0), torch.device("cpu"))
+    batches = list(order)
+    assert [len(rows) for rows in batches] == [10] * 100 + [3]
+    rows = torch.cat(batches)
+    assert sorted(rows.tolist()) == list(range(1_003))
+    assert len({int(number) // 16 for number in rows[:64]}) == 4  # from four places, not one
+    chosen = orders.some_rows(1_000, 30, torch.device("cpu"))
+    assert len(set(chosen.tolist())) == len(chosen) > 20
+
+
+def test_nan_are_found_in_any_piece(monkeypatch):
+    from ppl_vi.data import arguments
+
+    monkeypatch.setattr(arguments, "_PIECE", 6)
+    table = torch.zeros(10, 3)
+    table[7, 1] = table[9, 0] = NAN
+    table[2, 2] = torch.inf
+    with pytest.raises(DataError, match=r"`data` has 2 NaN, the first at index \[7, 1\]"):
+        data_source(table)

@@ -80,7 +80,9 @@ class Streamed:
         self._reason, self._sweeps = "compile=False", 0
         self._way: Way = _ByBlocks(guide)
         self._first: Tensors | None = None
-        if wish is not False:
+        if job.ranks.size > 1:  # whose parts have sizes of their own
+            self._reason = f"{job.ranks.size} processes sum within each sweep"
+        elif wish is not False:
             self._capture()
 
     @property

@@ -360,7 +360,8 @@ def described(result: Any, split: bool) -> dict[str, Any]:
         }
         kept |= {f"states of {n}": f.probs for n, f in common.items() if hasattr(f, "probs")}
         kept |= {f"counts of {n}": c for n, c in result.guide.occupancies().items()}
-    for name in ("bound", "elbo"):
+    # Processes look at larger parts together than one alone, with other draws in each.
+    for name in ("bound",) if result.job.source.in_parts else ("bound", "elbo"):
         estimate = getattr(result, name)
         kept[name] = torch.tensor([float(estimate), estimate.standard_error or 0.0])
     return kept

@@ -135,16 +135,19 @@ def _trained(
         execution=moved.execution,
         remarks=(
             *moved.convergence.advice,
-            *(
-                job.guide.remarks()
-                if is_swept(job.guide)
-                else collapse_remarks(job if job.alone.source.others else job.alone)
-            ),
+            *_remarks(job),
         ),
         objective=settings.objective,
         seed=settings.seed,
         convergence=moved.convergence,
     )
+
+
+def _remarks(job: Job) -> tuple[str, ...]:
+    if is_swept(job.guide):
+        return job.guide.remarks()
+    alone = job.alone
+    return collapse_remarks(job if alone.source.others else alone)
 
 
 class _Moved(NamedTuple):

@@ -66,8 +66,8 @@ class Job:
         if self.source.others:
             raise DataError(
                 f"this process has {self.source.num_rows} rows of its own, and others have "
-                f"{self.source.others} (shard='given'): what all rows say together cannot be asked of "
-                f"a part. Fit with shard='split', or save the fit and load it with all rows."
+                f"{self.source.others} (shard='given'): what all rows say together cannot be asked "
+                f"of a part. Fit with shard='split'."
             )
         for batch in self.source.sequence():
             share = batch.own / (self.source.num_rows or 1)

@@ -335,9 +335,9 @@ def _divided(job: Job) -> Iterator[None]:
 
 def unite(job: Job) -> None:
     """The guide without the other processes, after the last sweep."""
-    if is_swept(job.guide) and divides(job):
+    if is_swept(job.guide) and isinstance(job.source, ShardedSource) and divides(job):
         with job.handler(job.source.whole()):
-            job.guide.unite(job.source.whole(), job.source.seen is job.source.alone)
+            job.guide.unite(job.source.whole(), job.source.split)
 
 
 def _broken(guide: SweptGuide) -> str:

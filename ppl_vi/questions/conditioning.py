@@ -71,13 +71,13 @@ def condition(
             return result
     from ppl_vi.fitting import fit  # the result of a fit asks this
 
-    # The question of one process: others may not ask it.
-    settings = {
+    plate = min(job.data_plates, default=None)
+    own = {
         "progress": False,
+        "data_plate": plate,
         "shard": None,
-        "data_plate": min(job.data_plates, default=None),
-        **options,
-    }
+    }  # other processes may not ask this
+    settings = {**own, **options}
     with frozen(model.modules):
         chosen = _family(job, model, structure, values) if guide is None else guide
         result = fit(model, chosen, job.source, **settings)

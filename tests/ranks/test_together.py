@@ -103,7 +103,7 @@ def test_many_fits(group: str, given: str, processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", ["scale", "searched"])
+@pytest.mark.parametrize("group", ["scale", "searched", "streamed"])
 def test_fits_of_all_rows(group: str) -> None:
     check(2, group)
 

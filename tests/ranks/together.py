@@ -21,7 +21,16 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ppl_vi import ELBO, DisARM, FitResult, ImportanceWeightedELBO, LeaveOneOut, ScoreFunction, fit
+from ppl_vi import (
+    ELBO,
+    DisARM,
+    FitResult,
+    ImportanceWeightedELBO,
+    LeaveOneOut,
+    ScoreFunction,
+    fit,
+    parting,
+)
 from ppl_vi.guides import CAVIGuide
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -303,6 +312,16 @@ def searched(split: bool) -> dict[str, Callable[[Fit], Any]]:
     return {"half-Cauchy": lambda f: f(half_cauchy, "cavi", numbers(N), steps=10)}
 
 
+def streamed(split: bool) -> dict[str, Callable[[Fit], Any]]:
+    """Sweeps over rows that are looked at in parts, by one process or by several."""
+    whole = (lambda t: t) if split else mine
+    parting._MOST_AT_ONCE, parting._IN_A_PART = 0, 120
+    return {
+        "parts": lambda f: f(full_components, "cavi", whole(clusters()), steps=10),
+        "parts of factors": lambda f: f(factors, "cavi", whole(numbers(N, 3)), steps=10),
+    }
+
+
 def short(split: bool) -> dict[str, Callable[[Fit], Any]]:
     """A few of all kinds."""
     x, whole = numbers(N, 3), (lambda t: t) if split else mine
@@ -323,31 +342,37 @@ GROUPS = {
     "sweeps": (sweeps, 1e-10),
     "more_sweeps": (more_sweeps, 1e-10),
     "searched": (searched, 1e-6),
+    "streamed": (streamed, 1e-10),
 }
 
 
-def described(result: Any) -> dict[str, Any]:
-    """All numbers of a fit, by name."""
+def described(result: Any, split: bool) -> dict[str, Any]:
+    """All numbers of a fit, by name; those of rows too, where every process has all of them."""
     if not isinstance(result, FitResult):
         return dict(result)
     kept = {"losses": result.losses.double(), **result.params}
     if isinstance(result.guide, CAVIGuide):
         factors = result.guide.factors()
-        common = {n: f for n, f in factors.items() if not {"z", "rate"} & {n.split("_")[0]}}
-        kept |= {f"mean of {n}": f.mean for n, f in common.items() if hasattr(f, "mean")}
+        rows = set() if split and result.job.data_plates == frozenset() else {"z", "rate"}
+        common = {n: f for n, f in factors.items() if not rows & {n.split("_")[0]}}
+        kept |= {
+            f"mean of {n}": f.mean for n, f in common.items() if f.support.is_discrete is False
+        }
+        kept |= {f"states of {n}": f.probs for n, f in common.items() if hasattr(f, "probs")}
         kept |= {f"counts of {n}": c for n, c in result.guide.occupancies().items()}
-    for name in ("bound", "elbo"):
+    # Processes look at larger parts together than one alone, with other draws in each.
+    for name in ("bound",) if result.job.source.in_parts else ("bound", "elbo"):
         estimate = getattr(result, name)
         kept[name] = torch.tensor([float(estimate), estimate.standard_error or 0.0])
     return kept
 
 
-def run(case: Callable[[Fit], Any], shard: str | None) -> dict[str, Any]:
+def run(case: Callable[[Fit], Any], shard: str | None, split: bool) -> dict[str, Any]:
     def with_ranks(*given: Any, **options: Any) -> FitResult:
         usual = {"steps": 40, "seed": 1, "progress": False, "tol": None, "shard": shard}
         return fit(*given, **{**usual, **options})
 
-    return described(case(with_ranks))
+    return described(case(with_ranks), split)
 
 
 def main(groups: list[str]) -> None:
@@ -359,8 +384,8 @@ def main(groups: list[str]) -> None:
         together, alone = make(split), make(True)
         for name, case in together.items():
             began = time.perf_counter()
-            found = run(case, "split" if split else "given")
-            wanted = run(alone[name], None)
+            found = run(case, "split" if split else "given", split)
+            wanted = run(alone[name], None, split)
             try:
                 torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
             except AssertionError as error:

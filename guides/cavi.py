@@ -552,13 +552,14 @@ def _check_batches(ascent: Ascent, parameters: Sequence[str]) -> None:
     """Raise GuideError for what natural-gradient steps on minibatches do not move."""
     if parameters:
         raise GuideError(
-            f"parameter '{parameters[0]}' of the model: parameters are not learned from minibatches. "
-            f"Give it a prior, or leave batch_size out."
+            f"parameter '{parameters[0]}' of the model: parameters are not learned from minibatches, "
+            f"nor from rows read in parts. Give it a prior, or pass tensors, without batch_size."
         )
     for name, factor in ascent.sampled.items():
         raise GuideError(
-            f"site '{name}' is left to gradients ({factor.reason}), which minibatches do not allow "
-            f"here. Leave batch_size out, or fit the model with the guide 'normal'."
+            f"site '{name}' is left to gradients ({factor.reason}), which minibatches, and rows that "
+            f"are read in parts, do not allow here. Fit the model with the guide 'normal', or to fewer "
+            f"rows at once."
         )
 
 

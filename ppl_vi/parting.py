@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import ModelError
 from ppl_vi.job import data_plates_of
-from ppl_vi.program import states_and_entries
+from ppl_vi.program import has_parameters, states_and_entries
 
 _MOST_AT_ONCE = 2**28
 """Entries of data and sites, times the states of a discrete latent, that one sweep may look at."""
@@ -49,6 +49,9 @@ def _rows_of_a_part(
     if source.by_rows and _entries(source.whole()) * _MOST_STATES <= _MOST_AT_ONCE:
         return None
     try:
+        few = source.head(_LOOKED_AT)
+        if source.by_rows and has_parameters(model, few.args, few.kwargs):
+            return None  # which are not learned from parts
         entries = _entries_of_a_row(model, source, source.num_rows)
         if source.by_rows and entries * source.num_rows <= _MOST_AT_ONCE:
             return None

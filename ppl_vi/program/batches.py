@@ -208,6 +208,12 @@ def enumerable_sites(model: Program, args: tuple[Any, ...], kwargs: dict[str, An
     ]
 
 
+def has_parameters(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a model asks for parameters."""
+    nodes = traced_alone(Call(model, args, kwargs)).nodes.values()
+    return any(node["type"] == "param" for node in nodes)
+
+
 def states_and_entries(
     model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[int, int]:

@@ -239,3 +239,16 @@ def test_latents_of_rows_are_solved_for_in_each_part(parted: None) -> None:
     with found.fitted.applied():
         again = bound_by_batches(found.guide, found.job)
     assert float(found.bound) == pytest.approx(again, rel=1e-10)
+
+
+def test_parameters_are_learned_from_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parting, "_MOST_AT_ONCE", 100)
+
+    def learned(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+    result = fit(learned, "cavi", POINTS[:, 0], progress=False)
+    assert result.params["scale"].item() == pytest.approx(POINTS[:, 0].std().item(), rel=0.01)

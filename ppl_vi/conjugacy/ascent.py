@@ -108,7 +108,7 @@ class Ascent:
     def moments(self, state: State) -> dict[str, Tensors]:
         """The mean parameters, as leaves that gradients are taken in."""
         with torch.no_grad():
-            found = {name: f.moments(state[name]) for name, f in self.families.items()}
+            found = {name: self.families[name].moments(own) for name, own in state.items()}
         return {name: tuple(m.requires_grad_() for m in own) for name, own in found.items()}
 
     def elbo(self, state: State) -> Tensor:

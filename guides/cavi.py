@@ -557,9 +557,9 @@ def _check_batches(ascent: Ascent, parameters: Sequence[str]) -> None:
         )
     for name, factor in ascent.sampled.items():
         raise GuideError(
-            f"site '{name}' is left to gradients ({factor.reason}), which minibatches, and rows that "
-            f"are read in parts, do not allow here. Fit the model with the guide 'normal', or to fewer "
-            f"rows at once."
+            f"site '{name}' is left to gradients ({factor.reason}), which minibatches "
+            f"(batch_size) and rows read in parts do not allow here. Fit the model with the guide "
+            f"'normal', or to fewer rows at once."
         )
 
 

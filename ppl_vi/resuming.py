@@ -31,6 +31,7 @@ from ppl_vi.randomness import random_state, use_random_state
 from ppl_vi.running import states_after
 from ppl_vi.states import States
 from ppl_vi.stepping.moments import in_words
+from ppl_vi.sweeping import is_swept
 from ppl_vi.training import Keep
 
 if TYPE_CHECKING:
@@ -97,13 +98,14 @@ class Run:
         """
         if not self._keeper.writes:
             return
-        self._job = job
+        # Of several processes, sweeps have divided the factors of rows; all else is looked at whole.
+        self._job, alone = job, job if is_swept(job.guide) else job.alone
         with Undo():  # a look leaves no trace, in averages of a batch norm for example
-            self._identity = programs_identity(job)
+            self._identity = programs_identity(alone)
             if self.past is not None:
                 refuse_others(self.name, self.past["identity"], self._identity)
             old = None if self.past is None else self.past["programs"]["values"]
-            self._values = typical_values(job) if old is None else old
+            self._values = typical_values(alone) if old is None else old
 
     def starts(self, start: FittedParameters, several: bool) -> FittedParameters:
         """Where the programs of this restart start, or have started if it goes on.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vi.checkpoints.files import read, write
-from ppl_vi.checkpoints.format import State
+from ppl_vi.checkpoints.format import State, decoded, encoded
 from ppl_vi.errors import CheckpointError
 from ppl_vi.ranks.group import ALONE, Ranks
 
@@ -146,7 +146,10 @@ class Keeper:
                 )
 
     def _write(self, state: Callable[[], State]) -> None:
-        each = self._ranks.gathered({**self.common, **state()})
+        own: State = {**self.common, **state()}
+        each = [own]
+        if self._ranks.size > 1:  # as bytes, since what hangs on a parameter cannot be sent
+            each = [decoded(sent, self.name) for sent in self._ranks.gathered(encoded(own))]
         if self._path is not None and self._ranks.first:
             write(self._path, {"kind": "run", "ppl_vi": version("ppl-vi"), "ranks": each})
 

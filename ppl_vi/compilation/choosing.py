@@ -200,7 +200,8 @@ class Execute:
         few = builds is not None or sum(tensor.numel() for tensor in live) < _MANY_NUMBERS
         if self._ranks > 1:
             between = f"{self._ranks} processes sum their gradients between steps"
-            self._reason = f"{self._reason}; {between}" if self._reason else between
+            if between not in self._reason:  # as it is where a fit goes on
+                self._reason = f"{self._reason}; {between}" if self._reason else between
             few = False
         if few and self._eager.stream.by_rows and can_be_flat(live, self._eager.stepper):
             self._runner = BlockRunner(graphs, self._eager, stops, builds, self._repays)

@@ -68,7 +68,11 @@ class DisARM(Estimator):
         with torch.no_grad():
             logits = _decisions(base, finite_logits(base.logits))
             logits = logits.expand(*shape, logits.shape[-1])
-            pairs = logits.reshape(place.shape[0] // 2, 2, *logits.shape[1:])
+            num_particles = place.shape[0]
+            plates = (
+                logits.shape[1:] if len(logits) == num_particles else (-1,)
+            )  # kept if they can be
+            pairs = logits.reshape(num_particles // 2, 2, *plates)
             u = torch.rand_like(pairs[:, 0])
             taken = torch.stack([u, 1 - u], 1) < pairs.sigmoid()
             return _value_of(base, taken.reshape(logits.shape))

@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_ends_no_fit(tmp_path: Path, monkeypatch: pytest.Mo
     assert "could not be written at step 20 (No space left on device)" in first
     assert "4 of 5 checkpoints could not be written" in last
     monkeypatch.undo()
-    assert len(read(path)["past"]["losses"]) == 10  # the last good one
+    assert len(read(path)["ranks"][0]["past"]["losses"]) == 10  # the last good one
     assert_same(fitted(steps=50, checkpoint=path, resume=True), whole)
 
 
@@ -253,14 +253,14 @@ def test_damaged_checkpoints_are_refused(written: bytes, tmp_path: Path) -> None
 def test_swapped_tensors_are_refused(written: bytes, tmp_path: Path) -> None:
     """Under a right digest: what has other shapes is not laid half into the programs."""
     path, state = tmp_path / "run.ckpt", decoded(written, "written")
-    state["programs"]["parameters"]["loc"] = torch.zeros(3)
+    state["ranks"][0]["programs"]["parameters"]["loc"] = torch.zeros(3)
     path.write_bytes(encoded(state))
     with pytest.raises(
         CheckpointError, match=r"'loc' has shape \(3,\) in .*run.ckpt', and \(\) here"
     ):
         fitted(checkpoint=path, resume=True)
-    state["programs"]["parameters"]["loc"] = torch.zeros(())
-    del state["runner"]
+    state["ranks"][0]["programs"]["parameters"]["loc"] = torch.zeros(())
+    del state["ranks"][0]["runner"]
     path.write_bytes(encoded(state))
     with pytest.raises(CheckpointError, match=r"run.ckpt' does not hold"):
         fitted(checkpoint=path, resume=True)

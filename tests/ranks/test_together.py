@@ -79,7 +79,7 @@ def test_a_process_that_fails_tells_the_others() -> None:
     )
     for name in ("settings", "lengths", "kinds", "plates"):
         assert first[name] == second[name], name
-    assert "rank 1 (6," in first["settings"]
+    assert "steps: rank 0 was given 5, and rank 1 6" in first["settings"]
     assert "[6, 5], by rank" in first["lengths"]
     assert "rank 0: [((1,)" in first["kinds"]
     assert "no plate of the model follows the rows" in first["plates"]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed
@@ -171,7 +172,13 @@ def _ranks(device: torch.device | str | None) -> Ranks:
         if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) < 2:
             return ALONE
         on_gpu = device is not None and torch.device(device).type == "cuda"
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=_timeout()))
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=_met(store, rank, size),
+            rank=rank,
+            world_size=size,
+        )
         atexit.register(_end)
     if torch.distributed.get_world_size() == 1:
         return ALONE
@@ -179,6 +186,36 @@ def _ranks(device: torch.device | str | None) -> Ranks:
     if not _GROUPS or _GROUPS[0][0] is not everyone:
         _GROUPS[:] = [(everyone, torch.distributed.new_group(timeout=_timeout()))]
     return Ranks(_GROUPS[0][1])
+
+
+def _met(store: Any, rank: int, size: int) -> Any:
+    """The store under a name of its own, once all processes are there.
+
+    Processes that torchrun starts again find the addresses of those before them in the store. So the
+    first one draws a name, and tells it with what it heard of the others, which each draw a word: none
+    takes an old answer for its own.
+    """
+    own, until = uuid4().hex, time.monotonic() + _timeout().total_seconds()
+    others, answer = range(1, size), "ppl_vi/answer"
+    if rank:
+        store.set(f"ppl_vi/word/{rank}", own)
+    while time.monotonic() < until:
+        if rank:
+            name, *heard = store.get(answer).decode().split() if store.check([answer]) else ("",)
+            if own in heard:
+                store.set(f"ppl_vi/met/{name}/{rank}", "")
+                return torch.distributed.PrefixStore(name, store)
+        else:
+            words = [f"ppl_vi/word/{other}" for other in others]
+            heard = [store.get(word).decode() for word in words if store.check([word])]
+            store.set(answer, " ".join([own, *heard]))
+            if all(store.check([f"ppl_vi/met/{own}/{other}"]) for other in others):
+                return torch.distributed.PrefixStore(own, store)
+        time.sleep(0.02)
+    raise RanksError(
+        f"rank {rank}: not all of {size} processes came within {_timeout()}. Look whether all of them "
+        f"were started, and reach {os.environ['MASTER_ADDR']}."
+    )
 
 
 def _timeout() -> timedelta:

@@ -232,7 +232,7 @@ def assert_same(one: FitResult, other: FitResult) -> None:
         assert torch.equal(value, found)
 
 
-QUICK = {("an autoguide", False), ("neural baseline", "auto"), ("exact updates", "auto")}
+QUICK = {("neural baseline", "auto"), ("exact updates", "auto")}
 EVERY = [(name, compile) for name in CASES for compile in (False, "auto")]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,15 @@ def test_a_folder_that_vanishes_ends_no_fit(tmp_path: Path) -> None:
         fitted(checkpoint=tmp_path / "own" / "run.ckpt", callbacks=[callback])
 
 
+@pytest.fixture
+def usual_interrupts() -> Iterator[None]:
+    """Whoever starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "own", [guide, pytest.param("cavi", marks=pytest.mark.slow)], ids=["steps", "sweeps"]

@@ -116,6 +116,7 @@ def guide_of_both(x: Tensor) -> None:
     pyro.sample("shift", dist.Normal(pyro.param("shift_loc", torch.tensor(0.0)), 1.0))
 
 
+@pytest.mark.slow
 def test_bad_steps_are_skipped_as_eager_ones_are() -> None:
     settings: dict[str, Any] = {"on_nan": "skip", "steps": 40, "seed": 0, "progress": False}
     eager, compiled = (

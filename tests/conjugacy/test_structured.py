@@ -328,7 +328,12 @@ def test_the_bound_never_falls_and_is_complete(name: str) -> None:
 STARTS = {"mu": POINTS[[0, 70, 120]]}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+ONE_OF_THEM = "full mixture"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == ONE_OF_THEM else pytest.mark.slow) for n in PROGRAMS]
+)
 def test_the_bound_is_higher_than_with_independent_factors(name: str) -> None:
     model, arguments, _ = PROGRAMS[name]
     start = STARTS if "mixture" in name else {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vi import Progress, fit
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 SECOND = RANK == 1
 
 
@@ -65,10 +65,13 @@ CASES = {
     "none": lambda: fit(model, "normal", x, steps=5, progress=False).stop_reason,
     "killed": lambda: fit(model, "normal", x, steps=9, progress=False, callbacks=[killed]),
 }
-for name, case in CASES.items():
-    try:
-        told = str(case())
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-    print(f"{name} | {told}".replace("\n", " "), flush=True)
-sys.exit(0)
+
+
+if __name__ == "__main__":
+    for name, case in CASES.items():
+        try:
+            told = str(case())
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+        print(f"{name} | {told}".replace("\n", " "), flush=True)
+    sys.exit(0)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 SECONDS = 550
@@ -121,3 +122,21 @@ def test_two_machines() -> None:
     outputs = [told(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert all(f"rank {rank}: short, gamma-poisson" in "".join(outputs) for rank in range(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "step"), [("all rows", 150), ("batches", 130), ("sweeps", 14)])
+def test_a_process_that_is_killed_is_started_again(kind: str, step: int, tmp_path: Path) -> None:
+    """And all go on from the checkpoint, bit for bit as if nothing had been."""
+    kept = []
+    for name, at in (("whole", 0), ("killed", step)):
+        folder = tmp_path / name
+        folder.mkdir()
+        options = "--standalone", "--nproc-per-node", 2, "--max-restarts", 2
+        job = by_torchrun(*options, HERE / "dying.py", kind, folder, at)
+        output = told(job)
+        assert job.returncode == 0, output
+        kept.append(torch.load(folder / "kept.pt"))
+    assert (tmp_path / "killed" / "died").exists()
+    assert len(kept[0]) == len(kept[1]) > 1
+    assert all(map(torch.equal, *kept))

@@ -33,7 +33,7 @@ from ppl_vi import (
 )
 from ppl_vi.guides import CAVIGuide
 
-RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 N = 23
 Fit = Callable[..., FitResult]
 

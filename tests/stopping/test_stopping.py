@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -298,6 +299,15 @@ def ctrl_c(progress):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def usual_interrupts() -> Iterator[None]:
+    """Whoever starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupts")
 @pytest.mark.parametrize("callback", [press, ctrl_c])
 def test_an_interrupted_fit_gives_what_it_has(callback):
     handler = signal.getsignal(signal.SIGINT)

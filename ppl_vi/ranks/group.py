@@ -20,7 +20,8 @@ from uuid import uuid4
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from ppl_vi.errors import RanksError
 
@@ -172,7 +173,7 @@ def _ranks(device: torch.device | str | None) -> Ranks:
         if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) < 2:
             return ALONE
         on_gpu = device is not None and torch.device(device).type == "cuda"
-        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=_timeout()))
+        store, rank, size = next(rendezvous("env://", timeout=_timeout()))
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=_met(store, rank, size),
@@ -204,13 +205,13 @@ def _met(store: Any, rank: int, size: int) -> Any:
             name, *heard = store.get(answer).decode().split() if store.check([answer]) else ("",)
             if own in heard:
                 store.set(f"ppl_vi/met/{name}/{rank}", "")
-                return torch.distributed.PrefixStore(name, store)
+                return PrefixStore(name, store)
         else:
             words = [f"ppl_vi/word/{other}" for other in others]
             heard = [store.get(word).decode() for word in words if store.check([word])]
             store.set(answer, " ".join([own, *heard]))
             if all(store.check([f"ppl_vi/met/{own}/{other}"]) for other in others):
-                return torch.distributed.PrefixStore(own, store)
+                return PrefixStore(own, store)
         time.sleep(0.02)
     raise RanksError(
         f"rank {rank}: not all of {size} processes came within {_timeout()}. Look whether all of them "

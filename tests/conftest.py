@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def shared_data() -> Path:
     if not (root / "data").is_dir():
         pytest.skip("the shared data sets are not here")
     return root / "data"
+
+
+@pytest.fixture
+def usual_interrupts() -> Iterator[None]:
+    """Whoever starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +149,6 @@ def test_a_folder_that_vanishes_ends_no_fit(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="could not be written at step 30"):
         fitted(checkpoint=tmp_path / "own" / "run.ckpt", callbacks=[callback])
-
-
-@pytest.fixture
-def usual_interrupts() -> Iterator[None]:
-    """Whoever starts the tests in the background has them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("usual_interrupts")

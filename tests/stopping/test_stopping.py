@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -297,14 +296,6 @@ def press(progress):
 def ctrl_c(progress):
     if progress.step == 30:
         signal.raise_signal(signal.SIGINT)
-
-
-@pytest.fixture
-def usual_interrupts() -> Iterator[None]:
-    """Whoever starts the tests in the background has them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("usual_interrupts")

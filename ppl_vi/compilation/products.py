@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ _LEAST_WORK = 2_000_000
 """Multiplications; a smaller product is not worth the call of another library."""
 _LANES = 16
 """Numbers in a processor's vector; a shorter row leaves it empty."""
-_ROUNDS, _REPEATS = 9, 5
-_MARGIN = 0.9
+_REPEATS = 40
+_PASSING = 4_000_000
+"""Numbers that a step handles between two of its products: more than a core's own cache holds."""
 _CHOSEN: dict[str, bool] = {}
 _LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
 _LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")
@@ -138,7 +140,7 @@ def _choice(key: str, a: Any, b: Any, file: Path) -> bool:
         a = torch.empty_strided(tuple(a.shape), a.strides).fill_(0.5)
         b = torch.empty_strided(tuple(b.shape), b.strides).fill_(0.5)
         ours = lambda: torch.ops.ppl_vi.product(a, b)  # noqa: E731
-        faster = _seconds(ours, lambda: torch.mm(a, b)) < _MARGIN
+        faster = _ratio(ours, lambda: torch.mm(a, b)) < 1.0
         known = {**_read(file), key: faster}
         with suppress(OSError):  # then it is measured again in the next process
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,14 +158,19 @@ def _read(file: Path) -> dict[str, bool]:
     return known
 
 
-def _seconds(one: Callable[[], Any], other: Callable[[], Any]) -> float:
-    """The ratio of the times of two functions: their least of several rounds, in turns."""
-    least = [float("inf")] * 2
+def _ratio(one: Callable[[], Any], other: Callable[[], Any]) -> float:
+    """The ratio of the times of two functions: medians of many calls, in turns.
+
+    Between two products of a step the rest of it passes through the processor's caches. A product
+    repeated at once would find its factors there, and another library may then be the faster one.
+    """
+    passing = torch.zeros(_PASSING)
+    seconds: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
-        for _ in range(_ROUNDS):
-            for number, function in enumerate((one, other)):
+        for _ in range(_REPEATS):
+            for function, found in zip((one, other), seconds, strict=True):
+                passing.add_(1.0)
                 started = time.perf_counter()
-                for _ in range(_REPEATS):
-                    function()
-                least[number] = min(least[number], time.perf_counter() - started)
-    return least[0] / least[1]
+                function()
+                found.append(time.perf_counter() - started)
+    return median(seconds[0]) / median(seconds[1])

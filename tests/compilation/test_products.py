@@ -47,10 +47,10 @@ def test_a_choice_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """So that a fit repeats with its seed, even where the next measurement would differ."""
     captured = capture(both_ways, (WEIGHT,))
     monkeypatch.setattr(products, "_CHOSEN", {})
-    monkeypatch.setattr(products, "_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(products, "_ratio", lambda *_: 0.5)
     first = targets(with_fast_products(captured.graph, tmp_path))
     products._CHOSEN.clear()
-    monkeypatch.setattr(products, "_seconds", lambda *_: 2.0)
+    monkeypatch.setattr(products, "_ratio", lambda *_: 2.0)
     assert targets(with_fast_products(captured.graph, tmp_path)) == first
     products._CHOSEN.clear()
     assert "ppl_vi.product.default" not in targets(

@@ -59,7 +59,9 @@ from ppl_vi.stepping.runners import EagerRunner, OnNan
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.reasons import Convergence, StopReason
 from ppl_vi.stopping.watching import Watch, has_time_for_stages
-from ppl_vi.sweeping import Sweeper, check_settings, is_swept, unite
+from ppl_vi.sweeping.dividing import unite
+from ppl_vi.sweeping.guides import is_swept
+from ppl_vi.sweeping.sweeper import Sweeper, check_settings
 from ppl_vi.threads import threads_for
 from ppl_vi.training import Callback, Past, judged, train
 

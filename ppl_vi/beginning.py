@@ -14,12 +14,13 @@ from ppl_vi.compilation import Wish
 from ppl_vi.data.sources import DataSource
 from ppl_vi.job import Job, data_plates_of
 from ppl_vi.partial import PartialGuide
-from ppl_vi.parting import in_parts
 from ppl_vi.program import Call, StartingValues, Structure, review
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import has_last_word, swept_builder
 from ppl_vi.starting import ROWS_TO_START, check_starts, initial_values, look_at, resolve_guide
-from ppl_vi.sweeping import divides, is_swept
+from ppl_vi.sweeping.dividing import divides
+from ppl_vi.sweeping.guides import is_swept
+from ppl_vi.sweeping.parting import in_parts
 
 Program = Callable[..., Any]
 

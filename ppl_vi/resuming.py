@@ -31,7 +31,7 @@ from ppl_vi.randomness import random_state, use_random_state
 from ppl_vi.running import states_after
 from ppl_vi.states import States
 from ppl_vi.stepping.moments import in_words
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 from ppl_vi.training import Keep
 
 if TYPE_CHECKING:

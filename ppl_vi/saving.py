@@ -29,7 +29,8 @@ from ppl_vi.parameters import FittedParameters
 from ppl_vi.preparation import forget
 from ppl_vi.randomness import forked_rng
 from ppl_vi.stopping.reasons import Convergence, Restart, StopReason
-from ppl_vi.sweeping import bound_by_batches, is_swept
+from ppl_vi.sweeping.guides import is_swept
+from ppl_vi.sweeping.sweeper import bound_by_batches
 
 if TYPE_CHECKING:
     from ppl_vi.result import FitResult

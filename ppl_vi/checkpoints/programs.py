@@ -18,7 +18,7 @@ from ppl_vi.memory import known_about
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import draw_latents, inspect
 from ppl_vi.randomness import forked_rng
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 
 
 def programs_state(job: Job, values: State = None) -> State:

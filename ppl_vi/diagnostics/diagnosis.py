@@ -19,7 +19,7 @@ from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.estimate import Estimate
 from ppl_vi.objectives.base import check_count
 from ppl_vi.stopping.reasons import StopReason
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from ppl_vi.diagnostics.pareto import FEWEST_DRAWS, KHat
 from ppl_vi.job import Job
 from ppl_vi.questions.singles import plate_of_singles, singles
 from ppl_vi.questions.weighing import Weighing
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 _MOST_ROWS = 100
 

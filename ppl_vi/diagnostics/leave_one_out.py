@@ -18,7 +18,7 @@ from ppl_vi.preparation import structure_of
 from ppl_vi.program import Structure, pointwise_log_likelihood, with_marginalized
 from ppl_vi.questions.checks import check_names
 from ppl_vi.questions.singles import on_all_rows, plate_of_singles, singles
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 
 def leave_one_out(job: Job, site: str | None, num_draws: int) -> Any:

@@ -22,7 +22,7 @@ from ppl_vi.program import (
     with_marginalized,
 )
 from ppl_vi.questions.holding import LearnedModel, frozen
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 if TYPE_CHECKING:
     import pandas as pd

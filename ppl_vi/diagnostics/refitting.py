@@ -22,7 +22,7 @@ from ppl_vi.program import draw_latents, squeezed
 from ppl_vi.questions.conditioning import same_family
 from ppl_vi.questions.holding import frozen
 from ppl_vi.starting import is_named
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 
 
 class Refits:

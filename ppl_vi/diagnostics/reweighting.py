@@ -13,7 +13,7 @@ from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Structure, with_marginalized
 from ppl_vi.questions.singles import drawn_again, on_all_rows, plate_of_singles, singles
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 _PROPOSALS = 10_000
 

@@ -34,7 +34,7 @@ from ppl_vi.questions.weighing import Weighing
 from ppl_vi.randomness import forked_rng
 from ppl_vi.registry import takes_start
 from ppl_vi.stopping.reasons import StopReason
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 
 if TYPE_CHECKING:
     from ppl_vi.result import FitResult

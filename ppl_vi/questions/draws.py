@@ -26,7 +26,7 @@ from ppl_vi.questions.exporting import (
     steps,
 )
 from ppl_vi.questions.posterior import Drawn, Draws, Posterior
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 if TYPE_CHECKING:
     import pandas as pd

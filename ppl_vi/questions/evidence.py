@@ -16,7 +16,7 @@ from ppl_vi.job import Job
 from ppl_vi.objectives.base import check_count
 from ppl_vi.questions.predicting import weighing_of_new
 from ppl_vi.questions.weighing import Means, Weighing
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 _TOO_FEW, _SHARE = 10, 0.05
 """Effective draws, with fewer of which the delta method says little; the rows that may have fewer."""

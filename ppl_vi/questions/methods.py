@@ -17,7 +17,7 @@ from ppl_vi.questions.conditioning import condition
 from ppl_vi.questions.evidence import LogEvidence, log_evidence
 from ppl_vi.questions.marginals import Marginal, find_marginal
 from ppl_vi.questions.maximizing import joint_mode
-from ppl_vi.sweeping import is_swept
+from ppl_vi.sweeping.guides import is_swept
 
 if TYPE_CHECKING:
     from ppl_vi.result import FitResult

@@ -34,7 +34,7 @@ from ppl_vi.program import (
 from ppl_vi.questions.weighing import Weighing, elements
 from ppl_vi.randomness import forked_rng
 from ppl_vi.starts import fit_normals
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 Draws = dict[str, Tensor]
 Program = Callable[..., Any]

@@ -29,7 +29,7 @@ from ppl_vi.program import (
 from ppl_vi.questions.posterior import Drawn, Draws, Groups, Posterior
 from ppl_vi.questions.predicting import NewRows, SharedPosterior, handler_of_new
 from ppl_vi.questions.weighing import Held, at_once, in_chunks
-from ppl_vi.sweeping import marginalized
+from ppl_vi.sweeping.guides import marginalized
 
 LocalLatents = Literal["auto", "prior"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from ppl_vi import StopReason, fit, parting
+from ppl_vi import StopReason, fit
 from ppl_vi.distributions import Wishart
 from ppl_vi.errors import GuideError
 from ppl_vi.guides import CAVIGuide
@@ -22,7 +22,8 @@ from ppl_vi.models import (
     FactorAnalysis,
     GammaPoisson,
 )
-from ppl_vi.sweeping import bound_by_batches
+from ppl_vi.sweeping import parting
+from ppl_vi.sweeping.sweeper import bound_by_batches
 
 NORMAL = torch.randn(307, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 CLUSTER = torch.randint(3, (307,), generator=torch.Generator().manual_seed(6))

@@ -435,7 +435,7 @@ def test_draws_of_a_gaussian_are_students(
 
 
 def test_captured_sweeps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vi.repeating._PLAIN", 1)
+    monkeypatch.setattr("ppl_vi.sweeping.repeated._PLAIN", 1)
     captured, eager = (
         fit(
             diagonal_mixture,

@@ -1,149 +1,34 @@
-"""Guides that are fitted by exact updates, not by steps along gradients."""
+"""Sweeps of exact updates, until the ELBO rises no more."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vi.checkpoints import State
 from ppl_vi.compilation import Execution, Wish
-from ppl_vi.data.sources import Batch
 from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import GuideError
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
 from ppl_vi.objectives import ELBO
-from ppl_vi.program import enumerable_sites, hide
-from ppl_vi.program.row_draws import Part
-from ppl_vi.ranks.shards import ShardedSource
-from ppl_vi.repeating import Repeated
 from ppl_vi.stopping.convergence import Tolerance
 from ppl_vi.stopping.interrupting import interruptible
 from ppl_vi.stopping.reasons import Convergence, StopReason
-from ppl_vi.streamed import Streamed
+from ppl_vi.sweeping.dividing import divided
+from ppl_vi.sweeping.guides import SweptGuide
+from ppl_vi.sweeping.repeated import Repeated
+from ppl_vi.sweeping.streamed import Streamed
 from ppl_vi.training import Callback, Keep, Past, asked
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Of the ELBO's own size; less than that is rounding."""
 _PASS_TOLERANCE = 1e-5
 """Likewise, of the mean over one pass from that over the pass before."""
-
-
-@runtime_checkable
-class SweptGuide(Protocol):
-    """A guide whose parameters are set by coordinate ascent.
-
-    Attributes:
-        delay: of the step size on minibatches, ``(t + delay) ** -forgetting``.
-        forgetting: likewise.
-        searched: what each sweep searches for, in words; empty where all updates are in closed form.
-    """
-
-    delay: float
-    forgetting: float
-
-    @property
-    def searched(self) -> str: ...
-
-    def begin(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        values: Mapping[str, Tensor],
-        rows: frozenset[str] = frozenset(),
-        elsewhere: bool = False,
-        wish: Wish = "auto",
-    ) -> None:
-        """Set the parameters to a start: at values of sites where these are given, else at random.
-
-        Parameters of the model start where the program puts them, unless ``elsewhere``. A long start is
-        captured and compiled as sweeps are, unless the ``wish`` is ``False``.
-
-        Raises:
-            ModelError: the model does not allow of exact updates; the message names the site.
-        """
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that a sweep or a step starts from."""
-
-    def adopt(self, tensors: Sequence[Tensor]) -> None:
-        """Take the tensors that a sweep or a step came to."""
-
-    def swept(self) -> tuple[Tensor, ...]:
-        """The exact ELBO after an update of every factor, and the tensors it comes to."""
-
-    def divide(self, batch: Batch, rows: frozenset[str]) -> None:
-        """Go on with the rows of one of several processes; ``rows`` are the plates over them.
-
-        Raises:
-            GuideError, ModelError: a factor does not allow of that; the message names the site.
-        """
-
-    def unite(self, batch: Batch, whole: bool) -> None:
-        """Be by itself again, after the last sweep, with the factors of all rows if ``whole``."""
-
-    def stepper(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], part: Part | None = None
-    ) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
-        """From the size of a step on a minibatch to its bound and the tensors it comes to.
-
-        ``None`` goes all the way: a sweep over these rows. They may be a ``part`` of a batch that
-        several processes share.
-        """
-
-    @property
-    def passes(self) -> int:
-        """How often a sweep over parts of the rows looks at each of them."""
-
-    def asked(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, now: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The bound, and what these rows ask for in a pass of a sweep, which adds up over parts."""
-
-    def asked_like(self, number: int) -> tuple[Tensor, ...]:
-        """Tensors of the shapes that ``asked`` gives."""
-
-    def answered(
-        self, number: int, now: Sequence[Tensor], total: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The tensors that a pass comes to, from the sum of what all parts ask for but the bound."""
-
-    def evaluated(self, elbo: float) -> Estimate:
-        """The bound on all rows, from the ELBO of the last sweep."""
-
-    def settle(self) -> None:
-        """Set what sweeps leave out, after the last of them."""
-
-    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> Tensor:
-        """The bound with the factors of these rows, a share of all, at their optimum.
-
-        It is asked for every batch once, after ``settle``.
-        """
-
-    def add_up(self, sum: Callable[[Tensor], Tensor]) -> None:
-        """Bring together what several processes have counted, after ``settle`` and ``bound``."""
-
-    def factors(self) -> dict[str, Any]:
-        """The marginals of single sites that it knows, as Pyro distributions."""
-
-    def noise(self) -> dict[str, Tensor]:
-        """Draws that were made once, when it began, by site."""
-
-    def use_noise(self, noise: Mapping[str, Tensor]) -> None:
-        """Go on with such draws of another one."""
-
-    def not_finite(self) -> tuple[str, ...]:
-        """The sites whose factors have parameters that are not finite."""
-
-    def remarks(self) -> tuple[str, ...]:
-        """What a person should know of the fit that the ELBO does not say, a line each."""
 
 
 class Swept(NamedTuple):
@@ -160,26 +45,6 @@ class Swept(NamedTuple):
     convergence: Convergence
     execution: Execution
     bound: Estimate
-
-
-def is_swept(guide: Any) -> TypeGuard[SweptGuide]:
-    """Whether a guide is fitted by sweeps."""
-    return isinstance(guide, SweptGuide)
-
-
-def marginalized(job: Job) -> Job:
-    """The job with a guide that leaves finite discrete latents to be summed out exactly.
-
-    Of guides that are fitted by sweeps only, which never draw another latent given these. To be called
-    inside the fitted parameters.
-    """
-    guide = job.guide
-    if not is_swept(guide):
-        return job
-    batch = next(job.source.sequence())
-    with job.handler(batch):
-        names = enumerable_sites(job.model, batch.args, batch.kwargs)
-    return replace(job, guide=hide(job.guide, names)) if names else job
 
 
 def check_settings(objective: Any, optimizer: Any, kl_schedule: Any) -> None:
@@ -266,7 +131,7 @@ class Sweeper:
         if not past.stays_ended(self._callbacks):
             past.reason = self._judged()
         ranks = self._job.ranks
-        with interruptible() as interrupted, _divided(self._job):
+        with interruptible() as interrupted, divided(self._job):
             try:
                 while past.reason is None:
                     self._sweep()
@@ -319,25 +184,6 @@ class Sweeper:
         gain = _rise(losses, size) if len(losses) >= 2 * size else math.nan
         convergence = Convergence(reason, None, gain, 0.0 if size == 1 else math.nan)
         return Swept(losses, convergence, self._sweeps.execution, bound)
-
-
-def divides(job: Job) -> bool:
-    """Whether sweeps look at all rows that a process has at once, and others have others."""
-    return isinstance(job.source, ShardedSource) and not job.source.batched
-
-
-@contextmanager
-def _divided(job: Job) -> Iterator[None]:
-    """Where each of several processes has its rows in memory, they count for all of them."""
-    with job.handler(job.source.whole()) if divides(job) else nullcontext():
-        yield
-
-
-def unite(job: Job) -> None:
-    """The guide without the other processes, after the last sweep."""
-    if is_swept(job.guide) and isinstance(job.source, ShardedSource) and divides(job):
-        with job.handler(job.source.whole()):
-            job.guide.unite(job.source.whole(), job.source.split)
 
 
 def _broken(guide: SweptGuide) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,23 +16,18 @@ from ppl_vi.compilation import (
     CompiledGraph,
     Cut,
     Execution,
-    Mode,
     Wish,
     capture,
-    compile_seconds,
     compiled,
     cut,
-    repays,
 )
 from ppl_vi.compilation.capturing import close
 from ppl_vi.data.sources import Batch, DataSource
 from ppl_vi.errors import CompileError
 from ppl_vi.job import Job
-from ppl_vi.parts import Parts
-from ppl_vi.repeating import stays_eager
-
-if TYPE_CHECKING:
-    from ppl_vi.sweeping import SweptGuide
+from ppl_vi.sweeping.guides import SweptGuide
+from ppl_vi.sweeping.ladder import Ladder
+from ppl_vi.sweeping.parts import Parts
 
 Tensors = tuple[Tensor, ...]
 OfPart = Callable[[Batch], Sequence[Tensor]]
@@ -76,28 +70,27 @@ class Streamed:
     """
 
     def __init__(self, guide: SweptGuide, job: Job, wish: Wish, bar: tqdm[None]) -> None:
-        self._guide, self._job, self._wish, self._bar = guide, job, wish, bar
+        self._guide, self._job, self._sweeps = guide, job, 0
+        self._ladder = Ladder(job, wish, "", bar)
         self._total: Total = Parts(job).total
-        self._builds = Builds()
-        self._mode: Mode = "eager"
-        self._reason, self._sweeps = "compile=False", 0
         self._way: Way = _ByBlocks(guide)
         self._first: Tensors | None = None
-        if reason := stays_eager(job, wish):
-            self._reason, self._wish = reason, False
-        if self._wish is not False:
-            self._capture()
+        if not self._ladder.ended:
+            with self._ladder.to_captured():
+                self._way = self._captured()
 
     @property
     def execution(self) -> Execution:
         """How sweeps were made."""
-        builds, captures = self._builds, 2 * isinstance(self._way, _BySums)
-        counts = captures, builds.compiled, builds.loaded, builds.seconds
-        return Execution(self._mode, self._reason, *counts)
+        return self._ladder.execution(self._captures)
+
+    @property
+    def _captures(self) -> int:
+        return 2 * isinstance(self._way, _BySums)
 
     def state(self) -> State:
         """How sweeps are made, for another one to make them alike."""
-        return {"execution": asdict(self.execution), "sweeps": self._sweeps}
+        return {"ladder": self._ladder.state(self._captures), "sweeps": self._sweeps}
 
     def go_on(self, state: State) -> None:
         """Make sweeps as another one did, from the state that the guide is in.
@@ -105,14 +98,15 @@ class Streamed:
         Raises:
             CompileError: they were captured or compiled, and cannot be here.
         """
-        told, self._sweeps = Execution(**state["execution"]), state["sweeps"]
-        if told.mode == "eager":
-            self._way, self._wish = _ByBlocks(self._guide), False
+        reason = self.execution.reason
+        self._ladder.go_on(state["ladder"])
+        mode, self._sweeps = self._ladder.mode, state["sweeps"]
+        if mode == "eager":
+            self._way = _ByBlocks(self._guide)
         elif not isinstance(self._way, _BySums):
-            raise CompileError(f"sweeps were {told.mode}, and cannot be here: {self._reason}")
-        elif told.mode == "compiled":
-            self._way.compile(self._builds)
-        self._mode, self._reason = told.mode, told.reason
+            raise CompileError(f"sweeps were {mode}, and cannot be here: {reason}")
+        elif mode == "compiled":
+            self._way.compile(self._ladder.builds)
         if self._sweeps:
             self._first = _next(self._way, self._guide.tensors(), [], self._total)
 
@@ -122,7 +116,7 @@ class Streamed:
         Raises:
             CompileError: sweeps are to be compiled, and cannot be.
         """
-        self._compile()
+        self._hasten()
         way, total, state = self._way, self._total, self._guide.tensors()
         self._guide.adopt(_swept(way, state, total, self._first))
         state = self._guide.tensors()
@@ -130,17 +124,12 @@ class Streamed:
         self._sweeps += 1
         return way.elbo(state, self._first).item()
 
-    def _capture(self) -> None:
-        try:
-            parts = _two_sizes(self._job.source)
-            made = _BySums(self._guide, self._job, parts)
-            self._check(made, parts)
-            made.prepare(self._total)
-        except CompileError as reason:
-            self._failed(reason)
-        else:
-            self._way, self._mode = made, "captured"
-            self._reason = "more sweeps would have to repay compiling"
+    def _captured(self) -> _BySums:
+        parts = _two_sizes(self._job.source)
+        made = _BySums(self._guide, self._job, parts)
+        self._check(made, parts)
+        made.prepare(self._total)
+        return made
 
     def _check(self, made: _BySums, parts: tuple[Batch, Batch]) -> None:
         """Raise CompileError unless both ways come to the same on two parts."""
@@ -159,32 +148,14 @@ class Streamed:
         if not all(map(close, *pairs)):
             raise CompileError("a sweep that is cut where rows are summed comes to another result")
 
-    def _compile(self) -> None:
-        if not isinstance(self._way, _BySums) or self._mode == "compiled":
-            return
-        graph = self._way.largest.graph
-        looks = sum(self._job.source.sizes().values())
-        if self._wish is not True and not repays(graph, looks * max(1, self._sweeps)):
-            return
-        self._tell(f"compiling the sweep (about {compile_seconds(graph):.0f} s)")
-        try:
-            self._way.compile(self._builds)
-        except CompileError as reason:
-            self._failed(reason)
-        else:
-            self._mode, self._reason = "compiled", ""
-
-    def _failed(self, reason: CompileError) -> None:
-        if self._wish is True:
-            raise CompileError(
-                f"compile=True: {reason}. Correct it, or leave compile out."
-            ) from reason.__cause__
-        self._reason, self._wish = str(reason), False
-        self._tell(f"sweeps stay {self._mode}, since {reason}")
-
-    def _tell(self, line: str) -> None:
-        if not self._bar.disable:
-            self._bar.write(line)
+    def _hasten(self) -> None:
+        """Look, before another sweep, whether it is time to compile."""
+        way, looks = self._way, sum(self._job.source.sizes().values())
+        if isinstance(way, _BySums):
+            times = looks * max(1, self._sweeps)
+            self._ladder.to_compiled(
+                way.largest.graph, times, lambda: way.compile(self._ladder.builds)
+            )
 
 
 def _two_sizes(source: DataSource) -> tuple[Batch, Batch]:

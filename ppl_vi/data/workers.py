@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ppl_vi.errors import DataError
+
+_DEAD = "DataLoader worker"
+_SECONDS = 1.0
 
 
 @contextmanager
@@ -20,13 +24,15 @@ def worker_deaths_told() -> Iterator[None]:
         DataError: a worker died.
     """
     try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        said = _told_of_worker(error)
-        if not said:
+        with _heard_of():
+            yield
+    except RuntimeError as error:
+        if _DEAD not in str(error):
             raise
+        said = str(error).splitlines()[0].rstrip(". ")
         # Whoever waits for the dead worker is forgotten: torch raises again for as long as it is there.
-        traceback.clear_frames(error.__traceback__)
+        for heard in filter(None, (error, error.__context__)):
+            traceback.clear_frames(heard.__traceback__)
         raise DataError(
             f"a process that reads the data died: {said}. It may have been killed for "
             f"want of memory: give the DataLoader fewer workers or smaller batches. Where the fit has "
@@ -34,11 +40,17 @@ def worker_deaths_told() -> Iterator[None]:
         ) from error
 
 
-def _told_of_worker(error: BaseException) -> str:
-    """What an error says of a worker; empty where it tells of something else."""
-    said = str(error).splitlines()[0].rstrip(". ") if str(error) else ""
-    if isinstance(error, RuntimeError):
-        return said if "DataLoader worker" in said else ""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    loads = any("torch/utils/data" in Path(f.f_code.co_filename).as_posix() for f in frames)
-    return f"DataLoader worker gone ({said or type(error).__name__})" if loads else ""
+@contextmanager
+def _heard_of() -> Iterator[None]:
+    """Where the pipe of a dead worker breaks before torch hears of its end, wait until it does.
+
+    Its handler of the signal would else raise at any later time, in the midst of whatever runs then.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not any("torch/utils/data" in Path(f.f_code.co_filename).as_posix() for f in frames):
+            raise
+        time.sleep(_SECONDS)
+        raise RuntimeError(f"{_DEAD} gone ({error or type(error).__name__})") from error

@@ -114,7 +114,7 @@ def check_exact(problem: Problem, seed: int) -> None:
     assert deviation == pytest.approx(problem.posterior.std(), rel=0.03)
 
 
-@pytest.mark.parametrize("name", some_slow(WELL_DETERMINED, "Beta(16, 14)"))
+@pytest.mark.parametrize("name", some_slow(WELL_DETERMINED, "Beta(16, 14)", "Gamma(30, 8)"))
 def test_defaults_reach_the_exact_posterior(name: str) -> None:
     check_exact(WELL_DETERMINED[name], seed=0)
 

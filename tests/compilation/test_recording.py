@@ -140,7 +140,10 @@ print([name for name in ("torch._dynamo", "sympy", "arviz", "pandas") if name in
 """
 
 
-@pytest.mark.parametrize(("compile", "mode"), [("'auto'", "captured"), ("False", "eager")])
+@pytest.mark.parametrize(
+    ("compile", "mode"),
+    [("'auto'", "captured"), pytest.param("False", "eager", marks=pytest.mark.slow)],
+)
 def test_a_short_fit_loads_no_compiler(compile: str, mode: str) -> None:
     """Which would take longer than its steps."""
     code = _LEAN.format(compile=compile, mode=mode)

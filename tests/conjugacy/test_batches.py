@@ -129,6 +129,7 @@ def test_halfway_between_joint_factors() -> None:
     torch.testing.assert_close(natural(half), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_rows_never_seen_have_factors() -> None:
     result = fit(factors, "cavi", TABLE, seed=0, batch_size=100, steps=60, progress=False)
     assert set(result.guide.factors()) == {"tau", "w"}

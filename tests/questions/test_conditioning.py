@@ -164,6 +164,7 @@ def test_a_conditional_of_a_model_that_subsamples_is_fitted(monkeypatch):
     assert result.conditional({"last": 1.0}).stop_reason is not StopReason.CLOSED_FORM
 
 
+@pytest.mark.slow
 def test_a_guide_of_several_modes_keeps_them_when_conditioned() -> None:
     """Four standard errors of a fair coin: a false alarm in 16,000 runs."""
 

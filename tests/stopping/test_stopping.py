@@ -271,6 +271,7 @@ def test_tolerances_that_mean_nothing_are_refused(tol):
         fitted(tol=tol)
 
 
+@pytest.mark.slow
 def test_the_rate_is_searched_for_on_request(monkeypatch):
     rates = []
 

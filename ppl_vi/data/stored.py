@@ -50,4 +50,4 @@ def is_stored(leaf: Any) -> bool:
     """Whether an object is an array that NumPy would have to read first."""
     if isinstance(leaf, (np.ndarray, np.generic, Tensor)):
         return False
-    return all(hasattr(leaf, name) for name in ("shape", "dtype", "__getitem__", "__len__"))
+    return all(hasattr(leaf, name) for name in ("shape", "dtype", "__getitem__"))

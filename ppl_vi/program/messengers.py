@@ -194,6 +194,8 @@ class DataPlate(Messenger):
     def _hand_over_rows(self, msg: Any) -> None:
         if msg["name"] not in self.names or msg["fn"].size != self.num_rows or msg["done"]:
             return
+        if self.rows is None and self.size == self.num_rows:
+            return  # all of them: the plate's own numbers are theirs
         if self.rows is None:
             raise ModelError(
                 f"plate '{msg['name']}' has the size of the whole data set ({self.num_rows}), but a "

@@ -146,9 +146,6 @@ class Stored:
     def __init__(self, array: Any) -> None:
         self.array, self.shape, self.dtype, self.most = array, array.shape, array.dtype, 0
 
-    def __len__(self) -> int:
-        return len(self.array)
-
     def __getitem__(self, rows: Any) -> Any:
         found = self.array[rows]
         self.most = max(self.most, len(found))
@@ -199,9 +196,12 @@ def test_rows_that_are_read_part_by_part(make: Any, monkeypatch: pytest.MonkeyPa
     assert found.elbo == pytest.approx(best, abs=5 * found.elbo.standard_error)
 
 
-def test_small_data_stay_in_one_piece() -> None:
-    found = fit(spread_out, "cavi", POINTS, seed=0, progress=False)
-    assert not found.job.source.in_parts and not found.job.source.batched
+@pytest.mark.parametrize("data", [POINTS, Items(), Rows(), Stored(POINTS.numpy())])
+def test_small_data_stay_in_one_piece(data: Any) -> None:
+    found = fit(spread_out, "cavi", data, seed=0, progress=False)
+    assert dict(found.job.source.sizes()) == {len(POINTS): 1}
+    whole = fit(spread_out, "cavi", POINTS, seed=0, progress=False, compile=False)
+    assert float(found.bound) == pytest.approx(float(whole.bound), rel=1e-10)
 
 
 def test_rows_that_hang_together_stay_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -427,13 +427,10 @@ def test_rows_on_disk_are_not_copied(tmp_path: Path) -> None:
 
 
 class Stored:
-    """An array as Zarr and HDF5 have them: rows by slices and by sorted numbers, each once."""
+    """An array as Zarr has it, without a length: rows by slices and by sorted numbers, each once."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype, self.most = array, array.shape, array.dtype, 0
-
-    def __len__(self):
-        return len(self.array)
 
     def __getitem__(self, rows):
         found = self.array[rows]

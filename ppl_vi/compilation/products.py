@@ -119,7 +119,7 @@ def _is_faster(factors: list[Any], folder: Path) -> bool:
     how = f"{threads} {torch.get_float32_matmul_precision()} {torch.__version__}"
     key = f"{tuple(a.shape)}{a.strides} {tuple(b.shape)}{b.strides} {how}"
     if key not in _CHOSEN:
-        _CHOSEN[key] = _choice(key, a, b, folder / "products.json")
+        _CHOSEN[key] = _choice(key, a, b, folder / "faster_products.json")
     return _CHOSEN[key]
 
 

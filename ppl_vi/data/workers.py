@@ -11,6 +11,8 @@ from pathlib import Path
 from ppl_vi.errors import DataError
 
 _DEAD = "DataLoader worker"
+_RAISED = "Caught "
+"""So torch begins what a data set itself raised in a worker, which lives on."""
 _SECONDS = 1.0
 
 
@@ -27,9 +29,9 @@ def worker_deaths_told() -> Iterator[None]:
         with _heard_of():
             yield
     except RuntimeError as error:
-        if _DEAD not in str(error):
+        said = _first_line(error)
+        if _DEAD not in said or said.startswith(_RAISED):
             raise
-        said = str(error).splitlines()[0].rstrip(". ")
         # Whoever waits for the dead worker is forgotten: torch raises again for as long as it is there.
         for heard in filter(None, (error, error.__context__)):
             traceback.clear_frames(heard.__traceback__)
@@ -50,7 +52,13 @@ def _heard_of() -> Iterator[None]:
         yield
     except (ConnectionError, EOFError) as error:
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-        if not any("torch/utils/data" in Path(f.f_code.co_filename).as_posix() for f in frames):
+        loads = any("torch/utils/data" in Path(f.f_code.co_filename).as_posix() for f in frames)
+        said = _first_line(error)
+        if not loads or said.startswith(_RAISED):
             raise
         time.sleep(_SECONDS)
-        raise RuntimeError(f"{_DEAD} gone ({error or type(error).__name__})") from error
+        raise RuntimeError(f"{_DEAD} gone ({said or type(error).__name__})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0].rstrip(". ")

@@ -29,9 +29,9 @@ from ppl_vi import (
     LeaveOneOut,
     ScoreFunction,
     fit,
-    parting,
 )
 from ppl_vi.guides import CAVIGuide
+from ppl_vi.sweeping import parting
 
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 N = 23

@@ -136,6 +136,8 @@ class _EveryRow(Observer):
         """The shape with the batch's dimensions apart, and which of them is that of rows."""
         batch = self.batch_shape
         for first in range(min(2, self.dim + 1)):  # half of the particles are drawn as pairs, say
+            if first and shape and shape[0] == prod(batch):  # as a Categorical draws, whatever K is
+                break
             plates = batch[first:]
             for left in range(len(shape) - len(plates) + 1):
                 if shape[left : left + len(plates)] == plates:

@@ -135,19 +135,24 @@ class _EveryRow(Observer):
     def _layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The shape with the batch's dimensions apart, and which of them is that of rows."""
         batch = self.batch_shape
-        for first in range(min(2, self.dim + 1)):  # half of the particles are drawn as pairs, say
-            if first and shape and shape[0] == prod(batch):  # as a Categorical draws, whatever K is
-                break
-            plates = batch[first:]
-            for left in range(len(shape) - len(plates) + 1):
-                if shape[left : left + len(plates)] == plates:
-                    return shape, left + self.dim - first
-        if shape and shape[0] == prod(batch):
+        left = _place(batch, shape)
+        if left is not None:
+            return shape, left + self.dim
+        if shape and shape[0] == prod(batch):  # as a Categorical draws
             return (*batch, *shape[1:]), self.dim
-        raise _LostRowsError
+        left = _place(batch[1:], shape)  # half of the particles are drawn as pairs, say
+        if self.dim == 0 or left is None:
+            raise _LostRowsError
+        return shape, left + self.dim - 1
 
     def _sizes(self, shape: tuple[int, ...], dim: int) -> list[int]:
         return [*shape[:dim], self.part.size, *shape[dim + 1 :]]
+
+
+def _place(plates: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """Where in a shape the sizes of plates stand, one after the other; None where they do not."""
+    places = range(len(shape) - len(plates) + 1)
+    return next((left for left in places if shape[left : left + len(plates)] == plates), None)
 
 
 def drawn_by_rows(part: Part, distribution: Any, dim: int, draw: Callable[[], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from ppl_vi.compilation.building import Builds, Compiled
 from ppl_vi.compilation.capturing import Captured, close, repeatable_draws
+from ppl_vi.compilation.divided import with_divided_products
 from ppl_vi.compilation.flat import FlatParameters
 from ppl_vi.compilation.gradients import GradientGraph, GradientGraphs
 from ppl_vi.compilation.graphs import functional
@@ -177,13 +178,13 @@ class BlockRunner:
     ) -> tuple[Carried, Fixed]:
         """What a block of steps on these rows, at these learning rates, starts from."""
         flat, graph, step = self._flat, shape.graph, shape.step
-        device, held = flat.flat.device, graph.captured.held
+        device, held = flat.live[0].device, graph.captured.held
         carried = Carried(
             torch.zeros(2, dtype=torch.int64, device=device),
             torch.zeros(2, BLOCK, dtype=torch.float64, device=device),
+            tuple(held[i].detach().contiguous() for i in step.changed),
             flat.flat,
             flat.states,
-            tuple(held[i].detach().contiguous() for i in step.changed),
         )
         unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
         varying = {*step.changed, step.scheduled}
@@ -235,7 +236,8 @@ class BlockRunner:
             captured.pure,
             tuple(used),
             tuple(parameter.shape for parameter in self._flat.live),
-            tuple(self._flat.groups),
+            tuple(self._flat.pieces),
+            len(self._stepper.optimizer.param_groups),
             gathered,
             len(captured.held),
             tuple(number - first for number in captured.changed),
@@ -260,7 +262,7 @@ class BlockRunner:
 
     def _compiled(self, shape: _Shape, rows: Tensor, builds: Builds) -> _Shape:
         captured = shape.graph.captured
-        graph = with_written_products(captured.graph)
+        graph = with_divided_products(with_written_products(captured.graph))
         carried, fixed = self._block(shape, [rows], [self._stepper.now()])
 
         def loop() -> GraphModule:
@@ -292,7 +294,8 @@ class BlockRunner:
         pairs = [(plain.record[0], compiled.record[0])]
         # Adam divides a gradient by its own size, rounding errors too: its moments are what to compare.
         moments = zip(plain.states, compiled.states, strict=True)
-        pairs += list(moments) or [(plain.flat - carried.flat, compiled.flat - carried.flat)]
+        changes = zip(plain.flat, compiled.flat, carried.flat, strict=True)
+        pairs += list(moments) or [(mine - old, other - old) for mine, other, old in changes]
         for mine, other in pairs:
             if not close(mine, other, _CLOSE):
                 raise CompileError("a compiled step gives another result than the same step eager")

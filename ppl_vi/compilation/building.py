@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.compilation.in_place import in_place
 from ppl_vi.compilation.lasting import lasting_tensors
 from ppl_vi.compilation.mending import mended
 from ppl_vi.errors import CompileError
@@ -107,7 +108,7 @@ def _key(code: str, inputs: Sequence[Tensor]) -> str:
 def _own_code() -> str:
     """Names this version of what turns a program into a loop."""
     here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), Path(str(adam.__file__))])
+    files = sorted([*here.glob("*.py"), *here.glob("*.h"), Path(str(adam.__file__))])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -160,7 +161,11 @@ def _compile(graph: Callable[[], GraphModule], inputs: Sequence[Tensor], key: st
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
         with _COMPILING, _quiet(), _side_by_side(), lasting_tensors(), mended():
-            options = {**_OPTIONS, "aot_inductor.output_path": str(made / "step.so")}
+            options: dict[str, Any] = {
+                **_OPTIONS,
+                "aot_inductor.output_path": str(made / "step.so"),
+                "post_grad_custom_post_pass": in_place,
+            }
             aot_compile(graph(), tuple(inputs), options=options)
         _tidy(made)
         _replace(made, root / key)

@@ -1,9 +1,9 @@
-"""All parameters of a fit in one tensor, in the order of the optimizer's groups."""
+"""All parameters of a fit in few tensors, in the order of the optimizer's groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,23 @@ from ppl_vi.checkpoints import State
 from ppl_vi.compilation.updates import Update, update_of
 from ppl_vi.stepping.moments import lay_into
 from ppl_vi.stepping.optimization import Stepper, TorchStepper
+
+_LARGE = 50_000
+"""Entries of a parameter that is a piece by itself: a copy of its gradient takes as long as a step."""
+
+
+class Piece(NamedTuple):
+    """Parameters that lie in one tensor and are updated together: neighbours in a group.
+
+    Attributes:
+        parameters: their numbers.
+        group: the number of the optimizer's group.
+        update: the group's.
+    """
+
+    parameters: tuple[int, ...]
+    group: int
+    update: Update
 
 
 def can_be_flat(parameters: Sequence[Tensor], stepper: Stepper) -> bool:
@@ -36,23 +53,24 @@ class FlatParameters:
 
     Attributes:
         live: the parameters, group after group.
-        groups: how many entries each group has, and how it is updated.
-        flat: ``[size]``.
-        states: ``[size of the group]`` each, group by group.
+        pieces: which of them lie in one tensor.
+        flat: the values, ``[size of the piece]`` each.
+        states: of the optimizer, piece by piece, likewise.
         updates: how many were made.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
         self.live: list[Tensor] = []
-        self.groups: list[tuple[int, Update]] = []
+        self.pieces: list[Piece] = []
         names = {id(parameter): name for name, parameter in parameters.items()}
         self._optimizer = optimizer
-        for group in optimizer.param_groups:
+        for number, group in enumerate(optimizer.param_groups):
             own = [parameter for parameter in group["params"] if id(parameter) in names]
             update = update_of(optimizer, group)
             if update is not None:
+                first = len(self.live)
                 self.live += own
-                self.groups.append((sum(parameter.numel() for parameter in own), update))
+                self.pieces += [Piece(numbers, number, update) for numbers in _cut(own, first)]
         self._names = [names[id(parameter)] for parameter in self.live]
         self.read()
         self._take_over([optimizer.state.get(parameter, {}) for parameter in self.live])
@@ -60,52 +78,51 @@ class FlatParameters:
     def read(self) -> None:
         """Take the values of the live parameters, which a callback may have changed."""
         with torch.no_grad():
-            self.flat = torch.cat([parameter.reshape(-1) for parameter in self.live])
+            self.flat = tuple(self._joined(piece, self.live) for piece in self.pieces)
 
-    def write(self, flat: Tensor, states: tuple[Tensor, ...], updates: int) -> None:
+    def write(self, flat: Sequence[Tensor], states: Sequence[Tensor], updates: int) -> None:
         """Keep the values after so many updates, and lay them into the live parameters."""
-        self.flat, self.states = flat, states
+        self.flat, self.states = tuple(flat), tuple(states)
         self.updates += updates
         with torch.no_grad():
-            torch._foreach_copy_(self.live, self.split(flat, self.live))
+            torch._foreach_copy_(self.live, self._split(flat))
 
     def _take_over(self, moments: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the moments of each parameter; zeros before the first step."""
         self.updates = max([0, *(int(own.get("step", 0)) for own in moments)])
-        states: list[Tensor] = []
-        for (_, update), own in zip(self.groups, self._by_group(), strict=True):
-            for name in update.names:
-                known = [
-                    moments[i].get(name, torch.zeros_like(self.live[i])).to(self.flat.device)
-                    for i in own
-                ]
-                flat = torch.cat([*(tensor.reshape(-1) for tensor in known), self.flat[:0]])
-                states.append(flat.detach())
-        self.states = tuple(states)
+        pairs = list(zip(self.live, moments, strict=True))
+        self.states = tuple(
+            self._joined(piece, [own.get(name, torch.zeros_like(live)) for live, own in pairs])
+            for piece in self.pieces
+            for name in piece.update.names
+        )
 
-    def _by_group(self) -> list[list[int]]:
-        """The numbers of the live parameters of each group."""
-        left, found = list(range(len(self.live))), []
-        for size, _ in self.groups:
-            own: list[int] = []
-            while sum(self.live[i].numel() for i in own) < size:
-                own.append(left.pop(0))
-            found.append(own)
-        return found
+    def _joined(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
+        """The entries of a piece's parameters, in a tensor of their own."""
+        own = [tensors[i].detach().reshape(-1) for i in piece.parameters]
+        return torch.cat(own).to(self.live[0].device)
+
+    def _split(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        """By parameter, what lies in the tensors of the pieces."""
+        every = zip(self.pieces, flat, strict=True)
+        return [part for piece, own in every for part in split(own, self._of(piece))]
+
+    def _of(self, piece: Piece) -> list[Tensor]:
+        return [self.live[i] for i in piece.parameters]
 
     def saved(self) -> State:
         """Parameters and moments by name, as a stepper gives them."""
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in self._names}
         states = iter(self.states)
-        for (_, update), own in zip(self.groups, self._by_group(), strict=True):
-            for kind in update.names:
-                parts = self.split(next(states), [self.live[i] for i in own])
-                for i, part in zip(own, parts, strict=True):
+        for piece in self.pieces:
+            for kind in piece.update.names:
+                parts = split(next(states), self._of(piece))
+                for i, part in zip(piece.parameters, parts, strict=True):
                     moments[self._names[i]][kind] = part
-            for i in own:
+            for i in piece.parameters:
                 moments[self._names[i]]["step"] = torch.tensor(float(self.updates))
         return {
-            "values": dict(zip(self._names, self.split(self.flat, self.live), strict=True)),
+            "values": dict(zip(self._names, self._split(self.flat), strict=True)),
             # The optimizer's own first step starts them.
             "moments": moments if self.updates else {},
         }
@@ -123,8 +140,21 @@ class FlatParameters:
             if name in moments:
                 self._optimizer.state[parameter] = {n: v.clone() for n, v in moments[name].items()}
 
-    @staticmethod
-    def split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """The flat tensor in the shapes of others."""
-        parts = flat.split([tensor.numel() for tensor in like])
-        return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+def split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The entries of a flat tensor in the shapes of others."""
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def _cut(parameters: Sequence[Tensor], first: int) -> list[tuple[int, ...]]:
+    """The numbers of neighbours, counted from the first; a large parameter is alone."""
+    found: list[tuple[int, ...]] = []
+    alone = True
+    for number, parameter in enumerate(parameters, first):
+        large = parameter.numel() >= _LARGE
+        if alone or large:
+            found.append(())
+        found[-1] = (*found[-1], number)
+        alone = large
+    return found

@@ -119,7 +119,7 @@ class _Loop:
 
     def _see_memory(self) -> None:
         """Find out whose memory each tensor is in, and which memory can last."""
-        self._arguments = {line.new for line in self.lines if line.kind == "argument"}
+        self._arguments = {line.new: line.old for line in self.lines if line.kind == "argument"}
         self._home: dict[str, str] = {}
         self._views: set[str] = set()
         for line in self.lines:
@@ -127,6 +127,7 @@ class _Loop:
                 self._home[line.new] = self._home.get(line.old, line.old or line.new)
             if line.kind == "view" or (line.kind == "renamed" and line.old in self._views):
                 self._views.add(line.new)
+        self._changed = {line.new for line in self.lines if self._is_changed(line)}
         sources = [line.old for line in self.lines if line.kind == "handed"]
         handed = set(sources)
         if len({self._home.get(name, name) for name in handed}) < len(sources):
@@ -138,6 +139,10 @@ class _Loop:
         self._places = {
             line.new for line in self.lines if line.kind == "handed" and self._lasts(line.old)
         }
+
+    def _is_changed(self, line: _Line) -> bool:
+        """Whether a turn hands a tensor on that it was handed itself, and has changed in place."""
+        return line.kind == "handed" and self._arguments.get(line.old) == line.new
 
     def _lasts(self, name: str) -> bool:
         """Whether the tensor is in memory made before the loop."""
@@ -179,10 +184,13 @@ class _Loop:
 
     def _freed(self, line: _Line) -> None:
         name = line.old
-        if name not in self._arguments | self._places and not self._lasts(name):
+        kept = {*self._arguments, *self._places, *self._changed}
+        if name not in kept and not self._lasts(name):
             self.within.append(line.text)
 
     def _handed(self, line: _Line) -> None:
+        if line.new in self._changed:
+            return
         if self._home.get(line.old, line.old) in self._arguments:  # the next turn could write to it
             raise _UnknownError
         if not self._lasts(line.old):

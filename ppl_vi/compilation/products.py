@@ -11,8 +11,9 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,21 +56,40 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
     if not torch.backends.mkldnn.is_available() or not any(map(_is_product, graph.graph.nodes)):
         return graph
     graph = copy.deepcopy(graph)
-    nodes: Any = graph.graph
-    for node in list(nodes.nodes):
+    for node in list(graph.graph.nodes):
         if node.target is aten.addmm.default and not node.kwargs:
-            bias, *factors = node.args
-            if _is_faster(factors, folder):
-                with nodes.inserting_before(node):
-                    product = nodes.call_function(torch.ops.ppl_vi.product.default, tuple(factors))
-                    total = nodes.call_function(aten.add.Tensor, (product, bias))
-                product.meta["val"] = total.meta["val"] = node.meta["val"]
-                node.replace_all_uses_with(total)
-                nodes.erase_node(node)
+            if _is_faster(list(node.args[1:]), folder):
+                with_own_sum(node, torch.ops.ppl_vi.product.default)
         elif node.target is aten.mm.default and _is_faster(list(node.args), folder):
             node.target = torch.ops.ppl_vi.product.default
     graph.recompile()
     return graph
+
+
+def with_own_sum(node: Node, product: Any) -> None:
+    """Have another operation take the product of an ``addmm``, and add apart from it."""
+    bias, *factors = node.args
+    nodes = node.graph
+    with nodes.inserting_before(node):
+        found = nodes.call_function(product, tuple(factors))
+        total = nodes.call_function(aten.add.Tensor, (found, bias))
+    found.meta["val"] = total.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(total)
+    nodes.erase_node(node)
+
+
+def is_large(factors: Sequence[Any], least_work: int, least_side: int = 1) -> bool:
+    """Whether a product of float32 matrices on the processor has so many multiplications or more.
+
+    Args:
+        factors: two nodes.
+        least_work: multiplications.
+        least_side: of rows, columns and terms.
+    """
+    a, b = (factor.meta["val"] for factor in factors)
+    sides = int(a.shape[0]), int(a.shape[1]), int(b.shape[1])
+    kind: bool = a.dtype == torch.float32 and a.device.type == "cpu"
+    return kind and prod(sides) >= least_work and min(sides) >= least_side
 
 
 def with_written_products(graph: GraphModule) -> GraphModule:
@@ -111,9 +131,7 @@ def _write_out(product: Node) -> None:
 
 def _is_faster(factors: list[Any], folder: Path) -> bool:
     a, b = (factor.meta["val"] for factor in factors)
-    if a.dtype != torch.float32 or a.device.type != "cpu":
-        return False
-    if a.shape[0] * a.shape[1] * b.shape[1] < _LEAST_WORK:
+    if not is_large(factors, _LEAST_WORK):
         return False
     threads = torch.get_num_threads()
     how = f"{threads} {torch.get_float32_matmul_precision()} {torch.__version__}"

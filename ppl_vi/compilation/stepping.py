@@ -9,19 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.compilation.flat import Piece
 from ppl_vi.compilation.sharing import with_shared_values
-from ppl_vi.compilation.updates import Update
-
-_LARGE = 50_000
-"""Entries of a parameter updated by itself: a copy of its gradient would take as long as its update."""
 
 
 class Carried(NamedTuple):
@@ -31,26 +26,27 @@ class Carried(NamedTuple):
         position: ``[2]``, the number of the next step in its block, and how many of those before it
             moved the parameters; where fewer did, a number was not finite.
         record: ``[2, block]``, the losses, and whether all numbers of the step were finite.
-        flat: ``[size]``, the parameters.
-        states: ``[size]`` each, of the optimizer, group by group.
         buffers: tensors that the program changes.
+        flat: ``[size]`` each, the parameters, piece by piece.
+        states: of the optimizer, piece by piece, likewise.
     """
 
     position: Tensor
     record: Tensor
-    flat: Tensor
-    states: tuple[Tensor, ...]
     buffers: tuple[Tensor, ...]
+    flat: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
 
     def tensors(self) -> list[Tensor]:
         """All in a row."""
-        return [self.position, self.record, self.flat, *self.states, *self.buffers]
+        return [self.position, self.record, *self.buffers, *self.flat, *self.states]
 
     def of(self, tensors: Sequence[Tensor]) -> Carried:
         """Others in such a row."""
-        position, record, flat, *others = tensors
-        states = len(self.states)
-        return Carried(position, record, flat, tuple(others[:states]), tuple(others[states:]))
+        position, record, *others = tensors
+        buffers, flat = len(self.buffers), len(self.buffers) + len(self.flat)
+        own = tuple(others[:buffers]), tuple(others[buffers:flat]), tuple(others[flat:])
+        return Carried(position, record, *own)
 
 
 class Fixed(NamedTuple):
@@ -94,7 +90,8 @@ class Step:
         parameters: by parameter of the graph, its place in the flat tensor; ``None`` for one that the
             loss does not depend on, which is held.
         shapes: of the flat parameters, group after group.
-        groups: how many entries each group of the optimizer has, and its update.
+        pieces: which of them lie in one tensor.
+        num_groups: of the optimizer.
         gathered: by input, whether its table's rows are taken.
         num_others: how many tensors the graph takes after the data.
         changed: numbers of those among them that are buffers.
@@ -106,7 +103,8 @@ class Step:
     graph: Callable[..., Any] = field(repr=False)
     parameters: tuple[int | None, ...]
     shapes: tuple[torch.Size, ...]
-    groups: tuple[tuple[int, Update], ...]
+    pieces: tuple[Piece, ...]
+    num_groups: int
     gathered: tuple[bool, ...]
     num_others: int
     changed: tuple[int, ...]
@@ -125,16 +123,17 @@ class Step:
         return Carried(
             position=carried.position + torch.stack([torch.ones_like(finite), finite]),
             record=torch.where(here, told.unsqueeze(1), carried.record),
-            flat=self._kept(finite, flat, carried.flat),
-            states=tuple(
-                self._kept(finite, new, old)
-                for new, old in zip(states, carried.states, strict=True)
-            ),
             buffers=tuple(buffers),
+            flat=self._kept(finite, flat, carried.flat),
+            states=self._kept(finite, states, carried.states),
         )
 
-    def _kept(self, finite: Tensor, new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(finite, new, old) if self.skips else new
+    def _kept(
+        self, finite: Tensor, after: Sequence[Tensor], before: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        if not self.skips:
+            return tuple(after)
+        return tuple(torch.where(finite, *pair) for pair in zip(after, before, strict=True))
 
     def goes_on(self, carried: Carried, fixed: Fixed) -> Tensor:
         """Whether there is another step in the block."""
@@ -142,26 +141,14 @@ class Step:
         left: Tensor = step < fixed.num_steps
         return left if self.skips else left & (moved == step)
 
-    @cached_property
-    def _pieces(self) -> list[list[int]]:
-        """Which parameters are updated together: neighbours in a group, but for large ones."""
-        pieces: list[list[int]] = []
-        ends = set(accumulate(size for size, _ in self.groups))
-        done, alone = 0, True
-        for number, shape in enumerate(self.shapes):
-            large = shape.numel() >= _LARGE
-            if alone or large or done in ends:
-                pieces.append([])
-            pieces[-1].append(number)
-            done, alone = done + shape.numel(), large
-        return pieces
-
     def _evaluated(
         self, carried: Carried, fixed: Fixed
     ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
-        sizes = [shape.numel() for shape in self.shapes]
-        parts = zip(carried.flat.split(sizes), self.shapes, strict=True)
-        chunks = [part.view(shape) for part, shape in parts]
+        chunks: list[Tensor] = []
+        for piece, flat in zip(self.pieces, carried.flat, strict=True):
+            shapes = [self.shapes[i] for i in piece.parameters]
+            parts = flat.split([shape.numel() for shape in shapes])
+            chunks += [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         data = fixed.tables
         if any(self.gathered):
             rows = fixed.rows.index_select(0, carried.position[:1]).squeeze(0)
@@ -177,7 +164,7 @@ class Step:
         loss, *rest = self.graph(*parameters, *data, *others)
         own = iter(rest)  # the graph's order of parameters, which need not be that of the groups
         gradients = {i: next(own).reshape(-1) for i in self.parameters if i is not None}
-        pieces = [[gradients[i] for i in piece] for piece in self._pieces]
+        pieces = [[gradients[i] for i in piece.parameters] for piece in self.pieces]
         return loss, list(map(_joined, pieces)), list(own)
 
     def _scheduled_now(self, carried: Carried, fixed: Fixed) -> list[Tensor]:
@@ -185,34 +172,22 @@ class Step:
         if self.scheduled is None:
             return []
         row = fixed.rates.index_select(0, carried.position[:1]).squeeze(0)
-        return [row[len(self.groups) :]]
+        return [row[self.num_groups :]]
 
     def _updated(
         self, carried: Carried, fixed: Fixed, gradients: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         rates = fixed.rates.index_select(0, carried.position[1:]).squeeze(0)
         updates = fixed.updates + carried.position[1]
         flats: list[Tensor] = []
-        moved, states, left = list[Tensor](), iter(carried.states), iter(gradients)
-        start = 0
-        for number, (size, update) in enumerate(self.groups):
-            before = [next(states) for _ in update.names]
-            if size == 0:
-                moved += before
-                continue
-            after: list[list[Tensor]] = [[] for _ in update.names]
-            done = 0
-            while done < size:
-                gradient = next(left)
-                own = slice(done, done + len(gradient))
-                flat = carried.flat[start : start + len(gradient)]
-                flat, new = update(flat, gradient, [s[own] for s in before], updates, rates[number])
-                flats.append(flat)
-                for every, state in zip(after, new, strict=True):
-                    every.append(state)
-                start, done = start + len(gradient), done + len(gradient)
-            moved += map(_joined, after)
-        return _joined(flats), moved
+        states: list[Tensor] = []
+        before = iter(carried.states)
+        for piece, flat, gradient in zip(self.pieces, carried.flat, gradients, strict=True):
+            own = [next(before) for _ in piece.update.names]
+            flat, own = piece.update(flat, gradient, own, updates, rates[piece.group])
+            flats.append(flat)
+            states += own
+        return flats, states
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

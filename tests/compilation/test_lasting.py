@@ -52,13 +52,21 @@ def test_a_view_that_is_handed_on_is_of_new_memory_in_each_turn() -> None:
     assert "aoti_torch_empty_strided" in turn(code) and "carried = std::move(view);" in turn(code)
 
 
+def test_what_a_turn_was_handed_and_changed_stays_where_it_is() -> None:
+    code = lasting(_TURN % ("", "arg"))
+    assert "auto& arg = carried;" in turn(code)
+    assert "std::move" not in code and "aoti_torch_clone" not in code
+
+
 @pytest.mark.parametrize(
-    ("line", "handed"),
-    [("        something_new(buf1);\n", "buf1"), ("", "arg")],
-    ids=["a line of an unknown kind", "an argument handed on"],
+    "code",
+    [
+        _TURN % ("        something_new(buf1);\n", "buf1"),
+        (_TURN % ("", "arg")).replace("assign_tensors_out(carried", "assign_tensors_out(other"),
+    ],
+    ids=["a line of an unknown kind", "an argument handed on in another place"],
 )
-def test_what_is_not_understood_stays(line: str, handed: str) -> None:
-    code = _TURN % (line, handed)
+def test_what_is_not_understood_stays(code: str) -> None:
     assert lasting(code) == code
 
 

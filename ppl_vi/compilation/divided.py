@@ -1,0 +1,99 @@
+"""Products of matrices, divided among the threads of a compiled step.
+
+The cores of a machine need not share a cache. Where each product is divided by itself, as libraries
+do, half of a weight matrix moves from one core to the other between a product, its gradient and its
+update. Here a thread takes the rows of the largest of the three matrices, in all of them. What a thread
+multiplies by is torch's own product for one thread, made for the processor.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ppl_vi.compilation.products import is_large, with_own_sum
+
+aten = torch.ops.aten
+
+_LEAST_WORK = 400_000
+"""Multiplications; a smaller product takes little longer than threads need to meet."""
+_LEAST_SIDE = 16
+_SOURCE = Path(__file__).with_name("divided_products.h")
+_NAME = "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb"
+"""Of torch's product for one thread, as its library knows it."""
+_LIBRARY = torch.library.Library("ppl_vi", "FRAGMENT")
+_LIBRARY.define("divided_product(Tensor a, Tensor b) -> Tensor")
+_LIBRARY.impl("divided_product", torch.mm, "CPU")
+_LIBRARY.impl("divided_product", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
+
+
+def with_divided_products(graph: GraphModule) -> GraphModule:
+    """A graph, to be compiled, whose products are divided by the rows of their largest matrix.
+
+    Args:
+        graph: with the shapes of its operations; it stays as it is.
+    """
+    if not has_products():
+        return graph
+    graph = copy.deepcopy(graph)
+    ours: Any = torch.ops.ppl_vi
+    for node in list(graph.graph.nodes):
+        adds = node.target is aten.addmm.default and not node.kwargs
+        if not adds and node.target not in (aten.mm.default, ours.product.default):
+            continue
+        if not is_large(node.args[-2:], _LEAST_WORK, _LEAST_SIDE):
+            continue
+        if adds:
+            with_own_sum(node, ours.divided_product.default)
+        else:
+            node.target = ours.divided_product.default
+    _teach_compiler()
+    graph.recompile()
+    return graph
+
+
+@cache
+def has_products() -> bool:
+    """Whether torch has products of one thread for this processor."""
+    if not torch.backends.mkldnn.enabled or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:
+        return False
+    return hasattr(library, _NAME)
+
+
+def _teach_compiler() -> None:
+    """Tell the inductor which C++ function a divided product is."""
+    from torch._inductor import ir
+    from torch._inductor.lowering import lowerings, register_lowering
+
+    operation = torch.ops.ppl_vi.divided_product.default
+    if operation in lowerings:
+        return
+
+    class Divided(ir.ExternKernelOut):
+        def codegen(self, wrapper: Any) -> None:
+            wrapper.include_extra_header(str(_SOURCE))
+            super().codegen(wrapper)
+
+    @register_lowering(operation, type_promotion_kind=None)
+    def divided(*factors: Any) -> Any:
+        outside: Any = ir.ExternKernel
+        a, b = (outside.require_stride1(outside.realize_input(factor)) for factor in factors)
+        size = [a.get_size()[0], b.get_size()[1]]
+        found = Divided(
+            layout=ir.FixedLayout(a.get_device(), a.get_dtype(), size),
+            inputs=[a, b],
+            python_kernel_name="torch.ops.ppl_vi.divided_product",
+            cpp_kernel_name="aoti_torch_cpu_divided_product_out",
+            op_overload=operation,
+        )
+        return ir.TensorBox.create(found)

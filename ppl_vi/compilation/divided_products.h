@@ -98,10 +98,18 @@ inline int64_t part_of(int64_t length, int64_t most) {
 
 // One thread's product, in parts that its core can keep.
 inline void product(const Matrix& out, const Matrix& first, const Matrix& second) {
+    if (out.rows == 0 || out.columns == 0) {  // a thread without rows or columns
+        return;
+    }
     thread_local std::vector<float> kept_a, kept_b;
     const Matrix a = laid_by_rows(first, kept_a), b = laid_by_rows(second, kept_b);
     const int64_t terms = part_of(a.columns, most_terms);
     const int64_t width = part_of(b.columns, most_kept / std::min(terms, most_terms));
+    if (a.columns == 0) {  // a thread without terms
+        for (int64_t row = 0; row < out.rows; ++row) {
+            std::fill_n(out.data + row * out.down, out.columns, 0.0f);
+        }
+    }
     for (int64_t k = 0; k < a.columns; k += terms) {
         const int64_t num_terms = std::min(terms, a.columns - k);
         for (int64_t n = 0; n < b.columns; n += width) {
@@ -147,10 +155,10 @@ inline bool divided_product(const Matrix& out, const Matrix& a, const Matrix& b)
     };
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t thread = omp_get_thread_num();
-        const auto start = [&](int64_t length) { return length * thread / threads; };
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const auto start = [&](int64_t length) { return length * thread / team; };
         const auto count = [&](int64_t length) {
-            return length * (thread + 1) / threads - length * thread / threads;
+            return length * (thread + 1) / team - length * thread / team;
         };
         if (along == Along::rows) {
             const int64_t first = start(out.rows), own = count(out.rows);
@@ -169,7 +177,7 @@ inline bool divided_product(const Matrix& out, const Matrix& a, const Matrix& b)
 #pragma omp barrier
             float* const whole = out.data;
             const int64_t from = start(size), to = from + count(size);
-            for (int other = 0; other + 1 < threads; ++other) {
+            for (int64_t other = 0; other + 1 < team; ++other) {
                 const float* const part = sums + other * size;
 #pragma omp simd
                 for (int64_t i = from; i < to; ++i) {

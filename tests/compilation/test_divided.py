@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,19 @@ SIDES = (
     (40, 600, 900),  # columns, too
     (133, 57, 65),  # nothing even
     (16, 2000, 16),
+    (700, 20, 40),
+    (16, 16, 2000),
 )
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@contextmanager
+def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def factors() -> list[Tensor]:
@@ -59,7 +64,7 @@ def pairs(tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 @needs_products
 def test_all_shapes_and_layouts_have_the_right_product(
-    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
     tensors = factors()
@@ -70,12 +75,14 @@ def test_all_shapes_and_layouts_have_the_right_product(
     graph = divided.with_divided_products(make_fx(products, tracing_mode="fake")(*tensors))
     assert "aten.mm" not in graph.code
     compiled = Builds().build(f"products {tmp_path}", lambda: graph, tensors)
-    found, again = compiled(tensors), compiled(tensors)
-    for (a, b), product, repeated in zip(pairs(tensors), found, again, strict=True):
-        exact = a.double() @ b.double()
-        scale = (a.double().square().sum(1, keepdim=True) * b.double().square().sum(0)).sqrt()
-        assert ((product - exact).abs() / scale).max() < 1e-6
-        assert torch.equal(product, repeated)
+    for number in (1, 2, 3, 24):  # of 24 some have no rows or terms at all
+        with threads(number):
+            found, again = compiled(tensors), compiled(tensors)
+        for (a, b), product, repeated in zip(pairs(tensors), found, again, strict=True):
+            exact = a.double() @ b.double()
+            scale = (a.double().square().sum(1, keepdim=True) * b.double().square().sum(0)).sqrt()
+            assert ((product - exact).abs() / scale).max() < 1e-6
+            assert torch.equal(product, repeated)
 
 
 def targets(function: object, *inputs: Tensor) -> list[object]:

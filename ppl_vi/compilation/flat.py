@@ -99,8 +99,8 @@ class FlatParameters:
 
     def _joined(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
         """The entries of a piece's parameters, in a tensor of their own."""
-        own = [tensors[i].detach().reshape(-1) for i in piece.parameters]
-        return torch.cat(own).to(self.live[0].device)
+        device = self.live[0].device  # moments from a file are elsewhere, perhaps
+        return torch.cat([tensors[i].detach().reshape(-1).to(device) for i in piece.parameters])
 
     def _split(self, flat: Sequence[Tensor]) -> list[Tensor]:
         """By parameter, what lies in the tensors of the pieces."""

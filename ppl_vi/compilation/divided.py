@@ -8,7 +8,6 @@ multiplies by is torch's own product for one thread, made for the processor.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from functools import cache
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from ppl_vi.compilation.products import is_large, with_own_sum
-
-aten = torch.ops.aten
+from ppl_vi.compilation.products import is_large, with_products_by
 
 _LEAST_WORK = 400_000
 """Multiplications; a smaller product takes little longer than threads need to meet."""
@@ -41,21 +38,11 @@ def with_divided_products(graph: GraphModule) -> GraphModule:
     """
     if not has_products():
         return graph
-    graph = copy.deepcopy(graph)
-    ours: Any = torch.ops.ppl_vi
-    for node in list(graph.graph.nodes):
-        adds = node.target is aten.addmm.default and not node.kwargs
-        if not adds and node.target not in (aten.mm.default, ours.product.default):
-            continue
-        if not is_large(node.args[-2:], _LEAST_WORK, _LEAST_SIDE):
-            continue
-        if adds:
-            with_own_sum(node, ours.divided_product.default)
-        else:
-            node.target = ours.divided_product.default
     _teach_compiler()
-    graph.recompile()
-    return graph
+    operation = torch.ops.ppl_vi.divided_product.default
+    return with_products_by(
+        operation, graph, lambda factors: is_large(factors, _LEAST_WORK, _LEAST_SIDE)
+    )
 
 
 @cache

@@ -105,10 +105,10 @@ class FlatParameters:
     def _split(self, flat: Sequence[Tensor]) -> list[Tensor]:
         """By parameter, what lies in the tensors of the pieces."""
         every = zip(self.pieces, flat, strict=True)
-        return [part for piece, own in every for part in split(own, self._of(piece))]
+        return [part for piece, own in every for part in split(own, self._shapes(piece))]
 
-    def _of(self, piece: Piece) -> list[Tensor]:
-        return [self.live[i] for i in piece.parameters]
+    def _shapes(self, piece: Piece) -> list[torch.Size]:
+        return [self.live[i].shape for i in piece.parameters]
 
     def saved(self) -> State:
         """Parameters and moments by name, as a stepper gives them."""
@@ -116,7 +116,7 @@ class FlatParameters:
         states = iter(self.states)
         for piece in self.pieces:
             for kind in piece.update.names:
-                parts = split(next(states), self._of(piece))
+                parts = split(next(states), self._shapes(piece))
                 for i, part in zip(piece.parameters, parts, strict=True):
                     moments[self._names[i]][kind] = part
             for i in piece.parameters:
@@ -141,10 +141,10 @@ class FlatParameters:
                 self._optimizer.state[parameter] = {n: v.clone() for n, v in moments[name].items()}
 
 
-def split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The entries of a flat tensor in the shapes of others."""
-    parts = flat.split([tensor.numel() for tensor in like])
-    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+def split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The entries of a flat tensor in these shapes."""
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _cut(parameters: Sequence[Tensor], first: int) -> list[tuple[int, ...]]:

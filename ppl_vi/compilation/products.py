@@ -55,18 +55,36 @@ def with_fast_products(graph: GraphModule, folder: Path) -> GraphModule:
     """
     if not torch.backends.mkldnn.is_available() or not any(map(_is_product, graph.graph.nodes)):
         return graph
+    operation = torch.ops.ppl_vi.product.default
+    return with_products_by(operation, graph, lambda factors: _is_faster(factors, folder))
+
+
+def with_products_by(
+    operation: Any, graph: GraphModule, is_chosen: Callable[[Sequence[Any]], bool]
+) -> GraphModule:
+    """A graph that takes some of its products of two matrices by another operation.
+
+    Args:
+        operation: from two matrices to their product.
+        graph: with the shapes of its operations; it stays as it is.
+        is_chosen: asked with the nodes of the two factors of each product.
+    """
     graph = copy.deepcopy(graph)
     for node in list(graph.graph.nodes):
-        if node.target is aten.addmm.default and not node.kwargs:
-            if _is_faster(list(node.args[1:]), folder):
-                with_own_sum(node, torch.ops.ppl_vi.product.default)
-        elif node.target is aten.mm.default and _is_faster(list(node.args), folder):
-            node.target = torch.ops.ppl_vi.product.default
+        adds = node.target is aten.addmm.default and not node.kwargs
+        if not adds and node.target not in (aten.mm.default, torch.ops.ppl_vi.product.default):
+            continue
+        if not is_chosen(node.args[-2:]):
+            continue
+        if adds:
+            _add_apart(node, operation)
+        else:
+            node.target = operation
     graph.recompile()
     return graph
 
 
-def with_own_sum(node: Node, product: Any) -> None:
+def _add_apart(node: Node, product: Any) -> None:
     """Have another operation take the product of an ``addmm``, and add apart from it."""
     bias, *factors = node.args
     nodes = node.graph
@@ -129,7 +147,7 @@ def _write_out(product: Node) -> None:
     nodes.erase_node(product)
 
 
-def _is_faster(factors: list[Any], folder: Path) -> bool:
+def _is_faster(factors: Sequence[Any], folder: Path) -> bool:
     a, b = (factor.meta["val"] for factor in factors)
     if not is_large(factors, _LEAST_WORK):
         return False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.compilation.flat import Piece
+from ppl_vi.compilation.flat import Piece, split
 from ppl_vi.compilation.sharing import with_shared_values
 
 
@@ -146,9 +146,7 @@ class Step:
     ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
         chunks: list[Tensor] = []
         for piece, flat in zip(self.pieces, carried.flat, strict=True):
-            shapes = [self.shapes[i] for i in piece.parameters]
-            parts = flat.split([shape.numel() for shape in shapes])
-            chunks += [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            chunks += split(flat, [self.shapes[i] for i in piece.parameters])
         data = fixed.tables
         if any(self.gathered):
             rows = fixed.rows.index_select(0, carried.position[:1]).squeeze(0)

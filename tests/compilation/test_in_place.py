@@ -89,4 +89,5 @@ def test_a_large_parameter_is_not_copied_in_each_step(
     Builds().build(f"written{tmp_path}", graph, inputs)
     body = written[0].split("while (1) {")[1]
     assert "std::move" not in body.split("if (!")[1]
+    assert body.count("std::swap") == 2  # of the question whether to go on, and the turn's number
     assert building.cache_folder() == tmp_path

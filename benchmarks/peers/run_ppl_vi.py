@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -82,4 +83,4 @@ def run(task: Task) -> Run:
 def _seconds_per_step(task: Task, fits: _Fits) -> float:
     """Of a warm fit, its steps alone: what it says of itself."""
     taken = [fits.run(task.steps) for _ in range(task.repeats)]
-    return min(result.execution.step_seconds / result.num_steps for result in taken)
+    return median(result.execution.step_seconds / result.num_steps for result in taken)

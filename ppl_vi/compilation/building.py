@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.compilation.divided import teach_compiler
 from ppl_vi.compilation.in_place import in_place
 from ppl_vi.compilation.lasting import lasting_tensors
 from ppl_vi.compilation.mending import mended
@@ -161,6 +162,7 @@ def _compile(graph: Callable[[], GraphModule], inputs: Sequence[Tensor], key: st
         raise CompileError(f"the folder for compiled steps cannot be written ({error})") from error
     try:
         with _COMPILING, _quiet(), _side_by_side(), lasting_tensors(), mended():
+            teach_compiler()
             options: dict[str, Any] = {
                 **_OPTIONS,
                 "aot_inductor.output_path": str(made / "step.so"),

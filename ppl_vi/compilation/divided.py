@@ -38,7 +38,6 @@ def with_divided_products(graph: GraphModule) -> GraphModule:
     """
     if not has_products():
         return graph
-    _teach_compiler()
     operation = torch.ops.ppl_vi.divided_product.default
     return with_products_by(
         operation, graph, lambda factors: is_large(factors, _LEAST_WORK, _LEAST_SIDE)
@@ -57,7 +56,7 @@ def has_products() -> bool:
     return hasattr(library, _NAME)
 
 
-def _teach_compiler() -> None:
+def teach_compiler() -> None:
     """Tell the inductor which C++ function a divided product is."""
     from torch._inductor import ir
     from torch._inductor.lowering import lowerings, register_lowering

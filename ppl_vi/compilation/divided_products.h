@@ -20,6 +20,10 @@ void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t l
             const float* a, const float* b, float* out, bool is_vnni);
 }  // namespace at::native::cpublas
 
+// What calls these functions is compiled with few optimizations, since it only calls.
+#pragma GCC push_options
+#pragma GCC optimize("O3")
+
 namespace ppl_vi {
 
 struct Matrix {
@@ -47,15 +51,43 @@ inline Matrix matrix_of(AtenTensorHandle tensor) {
 
 constexpr int64_t most_terms = 512, most_kept = 131072;  // numbers, well within a core's own cache
 
-// Four rows of four numbers, from four columns.
-inline void turn_four(const float* columns, int64_t right, float* rows, int64_t down) {
-    __m128 lines[4];
-    for (int i = 0; i < 4; ++i) {
-        lines[i] = _mm_loadu_ps(columns + i * right);
+constexpr int64_t lanes = 16;  // numbers of a vector
+
+// Up to sixteen rows of up to sixteen numbers, from as many columns.
+inline void turn(const float* columns, int64_t right, int64_t num_columns, float* rows,
+                 int64_t down, int64_t num_rows) {
+    const __mmask16 in_column = (1u << num_rows) - 1, in_row = (1u << num_columns) - 1;
+    __m512 a[lanes], b[lanes];
+    for (int i = 0; i < lanes; ++i) {
+        a[i] = i < num_columns ? _mm512_maskz_loadu_ps(in_column, columns + i * right)
+                               : _mm512_setzero_ps();
     }
-    _MM_TRANSPOSE4_PS(lines[0], lines[1], lines[2], lines[3]);
+    for (int i = 0; i < lanes; i += 2) {  // pairs of numbers that belong together
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < lanes; i += 4) {  // then fours, in a[i + row % 4]
+        for (int j = 0; j < 2; ++j) {
+            const __m512d one = _mm512_castps_pd(b[i + j]), other = _mm512_castps_pd(b[i + j + 2]);
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(one, other));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(one, other));
+        }
+    }
+    constexpr int even = 0x88, odd = 0xdd;  // two of the four fours in a vector
     for (int i = 0; i < 4; ++i) {
-        _mm_storeu_ps(rows + i * down, lines[i]);
+        const __m512 even_first = _mm512_shuffle_f32x4(a[i], a[i + 4], even);
+        const __m512 even_last = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], even);
+        const __m512 odd_first = _mm512_shuffle_f32x4(a[i], a[i + 4], odd);
+        const __m512 odd_last = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], odd);
+        b[i] = _mm512_shuffle_f32x4(even_first, even_last, even);
+        b[i + 4] = _mm512_shuffle_f32x4(odd_first, odd_last, even);
+        b[i + 8] = _mm512_shuffle_f32x4(even_first, even_last, odd);
+        b[i + 12] = _mm512_shuffle_f32x4(odd_first, odd_last, odd);
+    }
+    for (int i = 0; i < lanes; ++i) {
+        if (i < num_rows) {
+            _mm512_mask_storeu_ps(rows + i * down, in_row, b[i]);
+        }
     }
 }
 
@@ -67,24 +99,11 @@ inline Matrix laid_by_rows(const Matrix& matrix, std::vector<float>& kept) {
     const int64_t rows = matrix.rows, columns = matrix.columns;
     kept.resize(std::max<size_t>(kept.size(), rows * columns));
     float* const out = kept.data();
-    const auto tile = [&](int64_t row, int64_t column) {
-        if (row + 4 <= rows && column + 4 <= columns) {
-            turn_four(matrix.data + column * matrix.right + row, matrix.right,
-                      out + row * columns + column, columns);
-            return;
-        }
-        for (int64_t i = row; i < std::min(row + 4, rows); ++i) {
-            for (int64_t j = column; j < std::min(column + 4, columns); ++j) {
-                out[i * columns + j] = matrix.data[j * matrix.right + i];
-            }
-        }
-    };
-    constexpr int64_t line = 16;  // numbers that leave the cache together
-    for (int64_t j = 0; j < columns; j += line) {
-        for (int64_t row = 0; row < rows; row += 4) {
-            for (int64_t column = j; column < std::min(j + line, columns); column += 4) {
-                tile(row, column);
-            }
+    for (int64_t column = 0; column < columns; column += lanes) {
+        for (int64_t row = 0; row < rows; row += lanes) {
+            turn(matrix.data + column * matrix.right + row, matrix.right,
+                 std::min(lanes, columns - column), out + row * columns + column, columns,
+                 std::min(lanes, rows - row));
         }
     }
     return {out, rows, columns, columns, 1};
@@ -93,7 +112,7 @@ inline Matrix laid_by_rows(const Matrix& matrix, std::vector<float>& kept) {
 // How long each part is where a length is divided into equal ones of at most so many.
 inline int64_t part_of(int64_t length, int64_t most) {
     const int64_t parts = (length + most - 1) / most;
-    return parts == 0 ? 1 : ((length + parts - 1) / parts + 15) / 16 * 16;
+    return parts == 0 ? 1 : ((length + parts - 1) / parts + lanes - 1) / lanes * lanes;
 }
 
 // One thread's product, in parts that its core can keep.
@@ -190,6 +209,8 @@ inline bool divided_product(const Matrix& out, const Matrix& a, const Matrix& b)
 }
 
 }  // namespace ppl_vi
+
+#pragma GCC pop_options
 
 inline AOTITorchError aoti_torch_cpu_divided_product_out(
     AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b) {

@@ -14,7 +14,8 @@ from ppl_vi.randomness import forked_rng
 from ppl_vi.ranks.group import ALONE, Ranks
 
 _MOST_DRAWS, _FEWEST_DRAWS = 1_000, 16
-_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 5_000_000, 5_000_000
+_ELEMENTS_AT_ONCE, _ELEMENTS_IN_ALL = 500_000, 5_000_000
+"""More at once leave the processor's caches: that takes twice as long."""
 
 WeightedPair = tuple[Pair, float, AbstractContextManager[object]]
 """A pair on one batch, the batch's share of the rows, and the handler that scales it."""

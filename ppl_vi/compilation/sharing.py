@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+
+from ppl_vi.compilation.spreading import with_late_spreads
 
 aten = torch.ops.aten
 
@@ -45,11 +46,7 @@ def with_shared_values(graph: GraphModule) -> GraphModule:
         graph: with the shapes of its operations; without changes in place.
     """
     _teach_compiler()
-    for node in list(graph.graph.nodes):
-        _spread_late(node)
-    for node in graph.graph.nodes:
-        if node.target is aten.view.default:  # what is spread late is not laid out as it was
-            node.target = aten.reshape.default
+    with_late_spreads(graph)
     costly: set[Node] = set()
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or _size(node) != 1:
@@ -59,42 +56,6 @@ def with_shared_values(graph: GraphModule) -> GraphModule:
             _keep(node)
     graph.recompile()
     return graph
-
-
-def _spread_late(node: Node) -> None:
-    """Compute on tensors as they were before ``expand``, and expand the result."""
-    tags = getattr(node.target, "tags", ())
-    value, inputs = node.meta.get("val"), node.all_input_nodes
-    if torch.Tag.nondeterministic_seeded in tags:  # each element has a draw of its own
-        return
-    if torch.Tag.pointwise not in tags or not inputs or not isinstance(value, Tensor):
-        return
-    small = {tensor: _before_spread(tensor) for tensor in inputs}
-    values = [tensor.meta["val"] for tensor in small.values()]
-    shape = torch.broadcast_shapes(*(v.shape for v in values))
-    same = len({v.dtype for v in values}) == 1  # else a number of no dimension loses its say
-    if not same or shape.numel() == value.numel():
-        return
-    nodes = node.graph
-    target: Any = node.target
-    with nodes.inserting_before(node):
-        args, kwargs = map_arg((node.args, node.kwargs), small.__getitem__)
-        early = nodes.call_function(target, args, kwargs)
-        spread = nodes.call_function(aten.expand.default, (early, list(value.shape)))
-    args, kwargs = map_arg((args, kwargs), lambda tensor: tensor.meta["val"])
-    early.meta["val"] = target(*args, **kwargs)
-    spread.meta["val"] = early.meta["val"].expand(value.shape)
-    node.replace_all_uses_with(spread)
-
-
-def _before_spread(node: Node) -> Node:
-    """The tensor that a node repeats: itself, but for ``expand`` and views that change nothing."""
-    while node.target in (aten.expand.default, aten.view.default):
-        before: Any = node.args[0]
-        if node.target is aten.view.default and before.meta["val"].shape != node.meta["val"].shape:
-            break
-        node = before
-    return node
 
 
 def _keep(number: Node) -> None:

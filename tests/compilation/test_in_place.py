@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.compilation import building, lasting
-from ppl_vi.compilation.building import Builds
+from ppl_vi.compilation.building import Builds, Compiled
 
 Turn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SIZE = 60_000
@@ -36,6 +36,25 @@ def loop_of(turn: Turn, turns: int) -> Callable[..., Any]:
     return loop
 
 
+@pytest.fixture
+def loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The C++ of the loops that a test has compiled, into a folder of its own."""
+    monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
+    written: list[str] = []
+    whole = lasting.lasting
+    monkeypatch.setattr(lasting, "lasting", lambda code: written.append(whole(code)) or written[-1])
+    return written
+
+
+def compiled(turn: Turn, inputs: list[Tensor]) -> Compiled:
+    """Five turns in a library."""
+
+    def graph() -> GraphModule:
+        return make_fx(loop_of(turn, 5), tracing_mode="fake")(*inputs)
+
+    return Builds().build(str(building.cache_folder()), graph, inputs)  # the test's own
+
+
 @pytest.mark.parametrize(
     "turn",
     [
@@ -46,48 +65,24 @@ def loop_of(turn: Turn, turns: int) -> Callable[..., Any]:
     ],
     ids=["both", "swapped", "turned", "one"],
 )
-def test_turns_give_what_they_gave_and_leave_their_inputs(
-    turn: Turn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
-    rewritten: list[str] = []
-    whole = lasting.lasting
-    monkeypatch.setattr(
-        lasting, "lasting", lambda code: rewritten.append(whole(code)) or rewritten[-1]
-    )
+def test_turns_give_what_they_gave_and_leave_their_inputs(turn: Turn, loops: list[str]) -> None:
     inputs = [torch.tensor(0), torch.randn(SIZE), torch.randn(SIZE)]
     before = [tensor.clone() for tensor in inputs]
-
-    def graph() -> GraphModule:
-        return make_fx(loop_of(turn, 5), tracing_mode="fake")(*inputs)
-
-    compiled = Builds().build(f"{turn.__code__.co_code!r}{tmp_path}", graph, inputs)
+    run = compiled(turn, inputs)
     first, second = before[1:]
     for _ in range(5):
         first, second = turn(first, second)
     for _ in range(2):
-        number, *found = compiled(inputs)
+        number, *found = run(inputs)
         assert number == 5
         torch.testing.assert_close(found, [first, second])
         assert all(map(torch.equal, inputs, before))
-    assert rewritten
+    assert loops
 
 
-def test_a_large_parameter_is_not_copied_in_each_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
-    written: list[str] = []
-    whole = lasting.lasting
-    monkeypatch.setattr(lasting, "lasting", lambda code: written.append(whole(code)) or written[-1])
+def test_a_large_parameter_is_not_copied_in_each_step(loops: list[str]) -> None:
     inputs = [torch.tensor(0), torch.randn(SIZE), torch.randn(SIZE)]
-
-    def graph() -> GraphModule:
-        turns = loop_of(lambda a, b: (0.5 * a + b, b - 0.25 * a), 5)
-        return make_fx(turns, tracing_mode="fake")(*inputs)
-
-    Builds().build(f"written{tmp_path}", graph, inputs)
-    body = written[0].split("while (1) {")[1]
+    compiled(lambda a, b: (0.5 * a + b, b - 0.25 * a), inputs)
+    body = loops[0].split("while (1) {")[1]
     assert "std::move" not in body.split("if (!")[1]
     assert body.count("std::swap") == 2  # of the question whether to go on, and the turn's number
-    assert building.cache_folder() == tmp_path

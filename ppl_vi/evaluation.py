@@ -60,6 +60,7 @@ def _log_weights(
     handed = handler.names if isinstance(handler, DataPlate) else ()
     if subsampled_plate(structure, handed) is not None:
         at_once = 1  # the program subsamples by itself; draws of one run share their rows
-    counts = [at_once] * (draws // at_once)
+    parts = -(-draws // at_once)
+    counts = [draws // parts + (part < draws % parts) for part in range(parts)]
     chunks = [run(structure, pair, draw_plainly, count).log_weights() for count in counts]
     return torch.cat(chunks).double()

@@ -16,7 +16,7 @@ from ppl_vi.compilation.indices import without_whole_indices
 from ppl_vi.compilation.masks import refuse_unknown_shapes, without_constant_masks
 from ppl_vi.compilation.recording import record
 from ppl_vi.compilation.simplifying import simplified
-from ppl_vi.compilation.spreading import with_late_spreads
+from ppl_vi.compilation.spreading import with_exact_late_spreads
 from ppl_vi.compilation.watching import Undo, watched
 from ppl_vi.errors import CompileError
 from ppl_vi.observing import memory_of
@@ -90,7 +90,7 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     with forked_rng(), Undo(), watched():
         # Recorded on the very tensors that the program holds, so that its parameters are inputs.
         graph, written, addresses = record(program, inputs)
-    graph = with_late_spreads(simplified(graph, written), _MANY, written)
+    graph = with_exact_late_spreads(simplified(graph, written), _MANY, written)
     graph = without_constant_masks(without_checks(graph))
     graph = without_whole_indices(graph)
     refuse_unknown_shapes(graph)  # of dead code too: a shape may have become a Python number

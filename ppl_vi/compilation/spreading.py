@@ -7,6 +7,7 @@ is computed once for every row, and so are the weights of a mixture's components
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,27 +21,50 @@ aten = torch.ops.aten
 
 _BY_ROW = (aten._log_softmax.default, aten._softmax.default)
 """Operations along one dimension, which treat all rows alike."""
+_ROUNDED_ALIKE = {
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
+    *(aten.mul.Scalar, aten.div.Scalar, aten.abs.default, aten.reciprocal.default),
+    *(aten.exp.default, aten.expm1.default, aten.log.default, aten.log1p.default),
+    *(aten.sqrt.default, aten.lgamma.default, aten.digamma.default),
+}
+"""Operations that torch computes in one way wherever an element lies. Others, a sigmoid say, it rounds in
+one way where elements fill the processor's vectors, and in another where they do not."""
+_POWERS = (-2, -1, 0.5, 2, 3)
+"""Which are products and roots, and rounded alike too."""
 _LAID_OUT: dict[str, Any] = {"memory_format": torch.contiguous_format}
 
 
-def with_late_spreads(
-    graph: GraphModule, least: int = 0, written: Collection[int] = ()
-) -> GraphModule:
+def with_late_spreads(graph: GraphModule) -> GraphModule:
     """The graph with ``expand`` after what is computed from its result, element by element.
 
-    Each element is computed from the same numbers as before.
-
     Args:
-        graph: with the shapes of its operations.
-        least: elements of a result that is worth it.
-        written: the memory that some operation changes, by number.
+        graph: with the shapes of its operations; without changes in place.
     """
     for node in list(graph.graph.nodes):
-        value = node.meta.get("val")
-        if not isinstance(value, (Tensor, Kind)) or value.shape.numel() < max(least, 1):
+        if _is_by_element(node) and (spread := _spread_late(node)):
+            node.replace_all_uses_with(spread)
+    for node in graph.graph.nodes:
+        if node.target is aten.view.default:  # what is spread late is not laid out as it was
+            node.target = aten.reshape.default
+    return graph
+
+
+def with_exact_late_spreads(
+    graph: GraphModule, least: int, written: Collection[int]
+) -> GraphModule:
+    """The same where it changes no bit of any result.
+
+    Args:
+        graph: recorded, with the kind of each tensor.
+        least: elements of a result that is worth it.
+        written: the memory that some operation changes, by number; nothing there is touched.
+    """
+    for node in list(graph.graph.nodes):
+        kind = node.meta.get("val")
+        if kind is None or kind.shape.numel() < least or kind.memory in written:
             continue
-        if _is_by_element(node) and getattr(value, "memory", None) not in written:
-            _spread_late(node)
+        if _is_rounded_alike(node) and (spread := _spread_late(node)):
+            _replace_alike(node, spread)
     return graph
 
 
@@ -51,31 +75,47 @@ def _is_by_element(node: Node) -> bool:
     return (torch.Tag.pointwise in tags and not random) or node.target in _BY_ROW
 
 
-def _spread_late(node: Node) -> None:
-    """Compute a result from tensors as they were before ``expand``, and expand it."""
-    value, small = node.meta["val"], {t: _before_spread(t) for t in node.all_input_nodes}
+def _is_rounded_alike(node: Node) -> bool:
+    """Whether that is so to the bit, however tensors are laid out."""
+    if node.kwargs:  # a factor of the second term is multiplied and added at once, or not
+        return False
+    power = node.target is aten.pow.Tensor_Scalar and node.args[1] in _POWERS
+    return power or node.target in _ROUNDED_ALIKE or node.target in _BY_ROW
+
+
+def _spread_late(node: Node) -> Node | None:
+    """A result computed from tensors as they were before ``expand``, and expanded; if that is less."""
+    value, small = node.meta.get("val"), {t: _before_spread(t) for t in node.all_input_nodes}
     values = [tensor.meta["val"] for tensor in small.values()]
+    if not values or not isinstance(value, (Tensor, Kind)):
+        return None
     shape = torch.broadcast_shapes(*(v.shape for v in values))
     same = len({v.dtype for v in values}) == 1  # else a number of no dimension loses its say
-    if not values or not same or shape.numel() == value.shape.numel():
-        return
+    if not same or shape.numel() == value.shape.numel():
+        return None
     args, kwargs = map_arg((node.args, node.kwargs), small.__getitem__)
     if node.target in _BY_ROW:
         given: Any = args[1]
         dim = given % len(value.shape) - len(value.shape)
-        if len(shape) < -dim or shape[dim] != value.shape[dim]:
-            return
+        if shape[dim:] != value.shape[dim:]:
+            return None
         args = (args[0], dim, *args[2:])
     nodes: Any = node.graph
     with nodes.inserting_before(node):
         early = nodes.call_function(node.target, args, kwargs)
-        spread = nodes.call_function(aten.expand.default, (early, list(value.shape)))
+        spread: Node = nodes.call_function(aten.expand.default, (early, list(value.shape)))
     early.meta["val"], spread.meta["val"] = _of_shape(value, shape), _of_shape(value, value.shape)
+    return spread
+
+
+def _replace_alike(node: Node, spread: Node) -> None:
+    """Replace a node by what is spread where the results are the same to the bit."""
+    value = node.meta["val"]
     node.replace_all_uses_with(spread, _is_laid_out_anyway)
-    if node.users and _strides(value) == _contiguous(value.shape):
+    if node.users and value.strides == _contiguous(value.shape):
         # A sum, say, is the same to the bit where it is of what is laid out the same.
-        with nodes.inserting_before(node):
-            laid = nodes.call_function(aten.clone.default, (spread,), _LAID_OUT)
+        with node.graph.inserting_before(node):
+            laid = node.graph.call_function(aten.clone.default, (spread,), _LAID_OUT)
         laid.meta["val"] = value
         node.replace_all_uses_with(laid)
 
@@ -103,19 +143,14 @@ def _is_laid_out_anyway(user: Node) -> bool:
 
     torch orders the dimensions of a result as those of its first argument which has an order.
     """
-    return _is_by_element(user) and all(map(_is_in_order, user.all_input_nodes))
+    return _is_rounded_alike(user) and all(map(_is_in_order, user.all_input_nodes))
 
 
 def _is_in_order(node: Node) -> bool:
     """Whether elements lie row by row, however often they are repeated."""
-    value = node.meta["val"]
-    steps = [step for size, step in zip(value.shape, _strides(value), strict=True) if size > 1]
-    steps = [step for step in steps if step > 0]
-    return steps == sorted(steps, reverse=True)
-
-
-def _strides(value: Any) -> tuple[int, ...]:
-    return value.strides if isinstance(value, Kind) else value.stride()
+    kind = node.meta["val"]
+    steps = [step for size, step in zip(kind.shape, kind.strides, strict=True) if size > 1]
+    return all(one > other for one, other in pairwise(filter(None, steps)))
 
 
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:

@@ -61,6 +61,24 @@ def along_the_spread() -> Tensor:
     return torch.softmax(ROW.detach().unsqueeze(0).t().expand(3, ROWS), -1)
 
 
+def rounded_by_place() -> Tensor:
+    """torch computes these in one way for whole vectors of the processor, in another for the rest."""
+    wide = torch.sigmoid(COLUMN.expand(ROWS, 3)) + torch.nn.functional.softplus(
+        ROW[0].expand(ROWS, 3)
+    )
+    return wide + TABLE.abs().pow(spread().reciprocal()) + torch.logaddexp(TABLE, spread().log())
+
+
+def down_the_columns() -> Tensor:
+    return torch.softmax(COLUMN[:4].expand(4, ROWS), 0)
+
+
+def through_a_window() -> Tensor:
+    """Whose two dimensions step alike."""
+    window = torch.linspace(0.0, 1.0, ROWS + 2).unfold(0, ROWS, 1)
+    return (ROW.unsqueeze(-1).expand(3, ROWS).log() + window).view(-1)
+
+
 def captured(program: Callable[[], Tensor]) -> Captured:
     def differentiable() -> tuple[Tensor]:
         with torch.enable_grad():
@@ -78,6 +96,9 @@ PROGRAMS = [
     changed_later,
     drawn,
     along_the_spread,
+    rounded_by_place,
+    down_the_columns,
+    through_a_window,
 ]
 
 

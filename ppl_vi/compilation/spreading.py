@@ -27,8 +27,8 @@ _ROUNDED_ALIKE = {
     *(aten.exp.default, aten.expm1.default, aten.log.default, aten.log1p.default),
     *(aten.sqrt.default, aten.lgamma.default, aten.digamma.default),
 }
-"""Operations that torch computes in one way wherever an element lies. Others, a sigmoid say, it rounds in
-one way where elements fill the processor's vectors, and in another where they do not."""
+"""Operations that torch computes in one way wherever an element lies. A sigmoid, say, is rounded in one
+way where elements fill the processor's vectors, and in another where they do not."""
 _POWERS = (-2, -1, 0.5, 2, 3)
 """Which are products and roots, and rounded alike too."""
 _LAID_OUT: dict[str, Any] = {"memory_format": torch.contiguous_format}

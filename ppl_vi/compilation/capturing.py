@@ -26,8 +26,6 @@ Program = Callable[[], tuple[Tensor, ...]]
 """Tensor operations on tensors of its own; all that it does must be in its tensors and its outputs."""
 
 _CHECKS = 2
-_MANY = 10_000
-"""Elements; for fewer, another call costs as much as their logarithms."""
 _CLOSE = 1e-4
 
 
@@ -90,7 +88,7 @@ def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:
     with forked_rng(), Undo(), watched():
         # Recorded on the very tensors that the program holds, so that its parameters are inputs.
         graph, written, addresses = record(program, inputs)
-    graph = with_exact_late_spreads(simplified(graph, written), _MANY, written)
+    graph = with_exact_late_spreads(simplified(graph, written), written)
     graph = without_constant_masks(without_checks(graph))
     graph = without_whole_indices(graph)
     refuse_unknown_shapes(graph)  # of dead code too: a shape may have become a Python number

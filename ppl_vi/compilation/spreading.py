@@ -31,6 +31,8 @@ _ROUNDED_ALIKE = {
 way where elements fill the processor's vectors, and in another where they do not."""
 _POWERS = (-2, -1, 0.5, 2, 3)
 """Which are products and roots, and rounded alike too."""
+_MANY = 10_000
+"""Elements; for fewer, another call of torch costs as much as their logarithms."""
 _LAID_OUT: dict[str, Any] = {"memory_format": torch.contiguous_format}
 
 
@@ -49,19 +51,16 @@ def with_late_spreads(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def with_exact_late_spreads(
-    graph: GraphModule, least: int, written: Collection[int]
-) -> GraphModule:
+def with_exact_late_spreads(graph: GraphModule, written: Collection[int]) -> GraphModule:
     """The same where it changes no bit of any result.
 
     Args:
         graph: recorded, with the kind of each tensor.
-        least: elements of a result that is worth it.
         written: the memory that some operation changes, by number; nothing there is touched.
     """
     for node in list(graph.graph.nodes):
         kind = node.meta.get("val")
-        if kind is None or kind.shape.numel() < least or kind.memory in written:
+        if kind is None or kind.shape.numel() < _MANY or kind.memory in written:
             continue
         if _is_rounded_alike(node) and (spread := _spread_late(node)):
             _replace_alike(node, spread)

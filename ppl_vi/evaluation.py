@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -60,7 +60,13 @@ def _log_weights(
     handed = handler.names if isinstance(handler, DataPlate) else ()
     if subsampled_plate(structure, handed) is not None:
         at_once = 1  # the program subsamples by itself; draws of one run share their rows
-    parts = -(-draws // at_once)
-    counts = [draws // parts + (part < draws % parts) for part in range(parts)]
+    counts = in_chunks(draws, at_once)
     chunks = [run(structure, pair, draw_plainly, count).log_weights() for count in counts]
     return torch.cat(chunks).double()
+
+
+def in_chunks(total: int, most: int) -> Iterator[int]:
+    """Sizes that add up to the total."""
+    yield from [most] * (total // most)
+    if total % most:
+        yield total % most

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import Independent
 from torch import Tensor
 
-from ppl_vi.evaluation import WeightedPair
+from ppl_vi.evaluation import WeightedPair, in_chunks
 from ppl_vi.job import Job
 from ppl_vi.preparation import dependencies_of, structure_of, subsampled_plate
 from ppl_vi.program import (
@@ -130,9 +130,8 @@ def _add(
     taken = subsampled_plate(structure, handed)
     if taken is not None:
         at_once = 1  # draws of one run share the rows that the programs take by themselves
-    counts = [at_once] * (num_samples // at_once) + [num_samples % at_once]
     values: dict[str, list[Tensor]] = defaultdict(list)
-    for count in filter(None, counts):
+    for count in in_chunks(num_samples, at_once):
         drawn = run(structure, pair, draw_plainly, count)
         forms = find_closed_forms(structure, dependencies, drawn)
         part = share * count / num_samples

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.evaluation import in_chunks
 from ppl_vi.job import Job
 from ppl_vi.preparation import check_whole, structure_of, subsampled_plate
 from ppl_vi.program import DataPlate, Pair, Plate, Structure, draw_latents, draw_plainly
-from ppl_vi.questions.weighing import Held, elements, in_chunks
+from ppl_vi.questions.weighing import Held, elements
 from ppl_vi.sweeping.guides import marginalized
 from ppl_vi.threads import threads_for
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ppl_vi.data.sources import Batch
 from ppl_vi.errors import DataError, ModelError
+from ppl_vi.evaluation import in_chunks
 from ppl_vi.job import Job
 from ppl_vi.preparation import check_whole, structure_of
 from ppl_vi.program import (
@@ -28,7 +29,7 @@ from ppl_vi.program import (
 )
 from ppl_vi.questions.posterior import Drawn, Draws, Groups, Posterior
 from ppl_vi.questions.predicting import NewRows, SharedPosterior, handler_of_new
-from ppl_vi.questions.weighing import Held, at_once, in_chunks
+from ppl_vi.questions.weighing import Held, at_once
 from ppl_vi.sweeping.guides import marginalized
 
 LocalLatents = Literal["auto", "prior"]

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vi.evaluation import in_chunks
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Factor, Pair, Structure, draw_plainly, run_guide, run_model
-from ppl_vi.questions.weighing import Held, Weighing, at_once, in_chunks, random_sites
+from ppl_vi.questions.weighing import Held, Weighing, at_once, random_sites
 from ppl_vi.randomness import forked_rng
 
 _ROUNDINGS = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vi.diagnostics.pareto import tail_length
 from ppl_vi.errors import GuideError
-from ppl_vi.evaluation import WeightedPair
+from ppl_vi.evaluation import WeightedPair, in_chunks
 from ppl_vi.preparation import check_whole, dependencies_of, structure_of
 from ppl_vi.program import Factor, Pair, Structure, align, draw_plainly, run, run_guide
 from ppl_vi.questions.weights import MeanWeight
@@ -268,10 +268,3 @@ def elements(structure: Structure) -> int:
 def at_once(structure: Structure) -> int:
     """How many particles are run together."""
     return max(1, _ELEMENTS_AT_ONCE // max(1, elements(structure)))
-
-
-def in_chunks(total: int, most: int) -> Iterator[int]:
-    """Sizes that add up to the total."""
-    yield from [most] * (total // most)
-    if total % most:
-        yield total % most

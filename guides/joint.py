@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
@@ -152,7 +153,7 @@ class JointGuide(UnconstrainedGuide):
             end += prod(shape)
             # Particles stand left of all plates, in dimensions of size 1 of the vector's own batch.
             batch = (*u.shape[:-1], *(1,) * latent.event_dim)
-            laid_out = torch.broadcast_shapes(shape, batch)
+            laid_out = broadcast_shape(shape, batch)
             own = log_volume[begin:end].reshape(shape)
             found[name] = u[..., begin:end].reshape(laid_out), own
         return found

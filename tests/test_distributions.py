@@ -21,6 +21,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.util import broadcast_shape
 from scipy import integrate, optimize, special, stats
 
 from ppl_vi import ELBO, GuideError, ScoreFunction
@@ -334,7 +335,7 @@ def test_shapes_and_types(name, dtype):
         for (parameter, value), batch in zip(values.items(), batches, strict=True)
     }
     distribution = OURS[name].make(**values)
-    batch = torch.broadcast_shapes(*batches)
+    batch = torch.Size(broadcast_shape(*batches))
     assert (distribution.batch_shape, distribution.event_shape) == (batch, ())
     for moment in (distribution.mean, distribution.variance):
         assert (moment.shape, moment.dtype) == (batch, dtype)

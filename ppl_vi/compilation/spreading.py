@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -88,7 +89,7 @@ def _spread_late(node: Node) -> Node | None:
     values = [tensor.meta["val"] for tensor in small.values()]
     if not values or not isinstance(value, (Tensor, Kind)):
         return None
-    shape = torch.broadcast_shapes(*(v.shape for v in values))
+    shape = torch.Size(broadcast_shape(*(v.shape for v in values)))
     same = len({v.dtype for v in values}) == 1  # else a number of no dimension loses its say
     if not same or shape.numel() == value.shape.numel():
         return None

@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ppl_vi.conjugacy.sums import before_spread, compact, spread
@@ -101,7 +102,7 @@ class Multilinear(Law):
 
     def plus(self, other: Multilinear, times: float = 1.0) -> Multilinear:
         """The law of ``value + times * other value``."""
-        shape = torch.broadcast_shapes(self.mean.shape, other.mean.shape)
+        shape = torch.Size(broadcast_shape(self.mean.shape, other.mean.shape))
         parts = {sites: _expanded(part, sites, shape) for sites, part in self.parts.items()}
         for sites, part in other.parts.items():
             added = times * _expanded(part, sites, shape)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 _LETTERS = string.ascii_letters
@@ -45,7 +47,7 @@ def compact(tensor: Tensor, keep: int = 0) -> Tensor:
 def grows(*tensors: Tensor) -> bool:
     """Whether the tensors together have many more entries than the largest of them."""
     own = [compact(tensor) for tensor in tensors]
-    together: int = torch.broadcast_shapes(*(tensor.shape for tensor in own)).numel()
+    together: int = prod(broadcast_shape(*(tensor.shape for tensor in own)))
     return together > _GROWTH * max(tensor.numel() for tensor in own)
 
 
@@ -60,7 +62,7 @@ def summed_product(one: Tensor, other: Tensor, events: int) -> Tensor:
     Returns:
         ``[*batch]``, with one entry along dimensions that both were expanded over.
     """
-    shape = torch.broadcast_shapes(one.shape, other.shape)
+    shape = broadcast_shape(one.shape, other.shape)
     rank = len(shape)
     factors, terms = [], []
     for tensor in (one, other):
@@ -80,5 +82,5 @@ def summed_product(one: Tensor, other: Tensor, events: int) -> Tensor:
 
 def broadcast_but_last(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the same leading dimensions, each with its own last one."""
-    shape = torch.broadcast_shapes(one.shape[:-1], other.shape[:-1])
+    shape = broadcast_shape(one.shape[:-1], other.shape[:-1])
     return one.expand(*shape, one.shape[-1]), other.expand(*shape, other.shape[-1])

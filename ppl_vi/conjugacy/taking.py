@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn.functional import embedding
 from torch.utils._python_dispatch import _disable_current_modes
@@ -51,4 +52,4 @@ def _every(tables: Tensor, places: Tensor) -> Tensor:
     found = embedding(places.flatten(), tables.reshape(-1, tables.shape[-1]).mT)
     laid = found.reshape([*places.shape, *tables.shape[:-1]])
     pairs = laid.permute([side * rank + dim for dim in range(rank) for side in (0, 1)])
-    return pairs.reshape(torch.broadcast_shapes(places.shape, tables.shape[:-1]))
+    return pairs.reshape(broadcast_shape(places.shape, tables.shape[:-1]))

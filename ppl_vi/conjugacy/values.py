@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -170,7 +171,7 @@ _REFUSED = frozenset(
 
 def _broadcast(*tensors: Any) -> tuple[Any, ...]:
     every = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
-    shape = torch.broadcast_shapes(*(tensor.shape for tensor in every))
+    shape = broadcast_shape(*(tensor.shape for tensor in every))
     return tuple(tensor.expand(shape) for tensor in every)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import Independent
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ppl_vi.evaluation import WeightedPair, in_chunks
@@ -197,7 +198,7 @@ def _elementwise(guide: Factor, model: Factor) -> Tensor | None:
     products = isinstance(one, Independent) and isinstance(other, Independent)
     if not products or one.base_dist.event_dim or other.base_dist.event_dim:
         return None
-    shape = torch.broadcast_shapes(one.base_dist.batch_shape, other.base_dist.batch_shape)
+    shape = broadcast_shape(one.base_dist.batch_shape, other.base_dist.batch_shape)
     try:
         parts = divergence(one.base_dist, other.base_dist)
     except NotImplementedError:

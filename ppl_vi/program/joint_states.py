@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -60,8 +60,8 @@ class _Limit(TorchDispatchMode):
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     try:
-        return tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError:  # they do not: a matrix product, or an index
+        return tuple(broadcast_shape(*shapes))
+    except ValueError:  # they do not: a matrix product, or an index
         return ()
 
 

@@ -134,7 +134,7 @@ def model(y):
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
 
-result = fit(model, "normal", torch.randn(20), steps=200, compile={compile}, progress=False)
+result = fit(model, "normal", torch.randn(20_000), steps=200, compile={compile}, progress=False)
 assert result.execution.mode == "{mode}", result.execution
 print([name for name in ("torch._dynamo", "sympy", "arviz", "pandas") if name in sys.modules])
 """

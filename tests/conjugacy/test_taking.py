@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pyro.distributions.util import broadcast_shape
 
 from ppl_vi.conjugacy.taking import taken
 
@@ -25,7 +26,7 @@ def test_entries_and_gradients_are_those_of_gather(tables: object, places: objec
     table = torch.randn(*tables, dtype=torch.float64, requires_grad=True)  # type: ignore[misc]
     place = torch.randint(5, places)  # type: ignore[call-overload]
     found = taken(table, place)
-    shape = torch.broadcast_shapes(table.shape[:-1], place.shape)
+    shape = broadcast_shape(table.shape[:-1], place.shape)
     index = place.expand(shape).unsqueeze(-1)
     expected = table.expand(*shape, 5).gather(-1, index).squeeze(-1)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)

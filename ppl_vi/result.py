@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compilation import Execution
-from ppl_vi.diagnostics.latent_report import collapsed, latent_report
+from ppl_vi.diagnostics.latent_report import latent_report
 from ppl_vi.diagnostics.trust import Trust
 from ppl_vi.estimate import Estimate
 from ppl_vi.evaluation import WeightedPair
@@ -132,7 +132,7 @@ class FitResult(PredictiveDraws, Trust, Questions, Saved):
             new = Pair(self.job.model, self.job.guide, *new_arguments(args, kwargs, self.job))
             pairs = [(new, 1.0, nullcontext())]
         with self.fitted.applied(), forked_rng():
-            table = latent_report(pairs, num_samples)
-        for line in collapsed(table):
+            report = latent_report(pairs, num_samples)
+        for line in report.collapsed():
             warnings.warn(line, stacklevel=2)
-        return table
+        return report.table()

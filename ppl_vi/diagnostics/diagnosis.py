@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vi.diagnostics.calibration import Calibration, calibrate
 from ppl_vi.diagnostics.components import component_remarks
 from ppl_vi.diagnostics.guide_weights import check_enough, guide_khat
-from ppl_vi.diagnostics.latent_report import collapsed, latent_report
+from ppl_vi.diagnostics.latent_report import latent_report
 from ppl_vi.diagnostics.nuts_check import compare_with_nuts
 from ppl_vi.diagnostics.pareto import KHat
 from ppl_vi.diagnostics.signal_to_noise import signal_to_noise
@@ -175,7 +175,7 @@ def diagnose(
             left_out["gradients"] = "exact updates take none."
         else:
             signal = found("gradients", lambda: signal_to_noise(job, _GRADIENTS))
-        kl = found("KL", lambda: latent_report(job.weighted_pairs(), _DRAWS_OF_KL))
+        report = found("KL", lambda: latent_report(job.weighted_pairs(), _DRAWS_OF_KL))
         components = found("components", lambda: component_remarks(job)) or ()
         calibration = nuts = None
         if simulations:
@@ -192,7 +192,7 @@ def diagnose(
             )
         if nuts_draws:
             nuts = found("NUTS", lambda: compare_with_nuts(job, nuts_draws, progress))
-    collapses = () if kl is None else collapsed(kl)
+    collapses = [] if report is None else report.collapsed()
     advice = () if result.convergence is None else result.convergence.advice
     told = (line for line in result.remarks if line not in advice)
     lines = (*told, *collapses, *components)
@@ -205,7 +205,7 @@ def diagnose(
         result.elbo,
         result.losses,
         signal,
-        kl,
+        None if report is None else report.table(),
         remarks,
         advice,
         calibration,

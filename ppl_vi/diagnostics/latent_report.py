@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
-from typing import TYPE_CHECKING, Any
+from math import nan, prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro.distributions import Independent
@@ -41,7 +41,6 @@ COLLAPSED = 0.01
 """Nats for each element of a latent's plates below which its posterior is its prior."""
 
 _ELEMENTS_AT_ONCE, _FEW_SAMPLES = 5_000_000, 16
-_COLUMNS = ("reconstruction", "kl", "mean_variance", "active")
 _WHOLE = "all"
 
 
@@ -66,8 +65,45 @@ class _Sums:
     spreads: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
-def latent_report(batches: Iterable[WeightedPair], num_samples: int) -> pd.DataFrame:
+class LatentRow(NamedTuple):
+    """What is known of a site, or of one dimension of it; what is not is NaN."""
+
+    reconstruction: float = nan
+    kl: float = nan
+    mean_variance: float = nan
+    active: float = nan
+
+
+@dataclass(frozen=True)
+class LatentReport:
     """Reconstruction, KL and active units, per element of each site's plates.
+
+    Attributes:
+        rows: by site and dimension, or ``"all"`` of its dimensions.
+    """
+
+    rows: dict[tuple[str, Any], LatentRow]
+
+    def table(self) -> pd.DataFrame:
+        """The rows, for people."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_tuples(list(self.rows), names=["site", "dimension"])
+        return pd.DataFrame(list(self.rows.values()), index=index, columns=list(LatentRow._fields))
+
+    def collapsed(self) -> list[str]:
+        """A line for each latent with plates whose posterior is its prior."""
+        return [
+            f"site '{site}': the posterior has collapsed onto the prior (KL {row.kl:.2g} nats "
+            f"for each element, {row.active:.0f} units active). Let kl_schedule rise from 0, "
+            f"start again, or give the likelihood less freedom."
+            for (site, dimension), row in self.rows.items()
+            if dimension == _WHOLE and row.mean_variance >= 0 and row.kl < COLLAPSED
+        ]
+
+
+def latent_report(batches: Iterable[WeightedPair], num_samples: int) -> LatentReport:
+    """Draw from the guide, and tell where the bound comes from.
 
     Args:
         batches: pairs on batches that make up the data set, with their shares and handlers.
@@ -79,28 +115,11 @@ def latent_report(batches: Iterable[WeightedPair], num_samples: int) -> pd.DataF
             with handler:
                 handed = handler.names if isinstance(handler, DataPlate) else ()
                 _add(sums, structure_of(pair), pair, handed, share, num_samples)
-    return _table(sums)
-
-
-def collapsed(table: pd.DataFrame) -> list[str]:
-    """A line for each latent with plates whose posterior is its prior.
-
-    Args:
-        table: from ``latent_report``.
-    """
-    lines = []
-    for site, row in table.xs(_WHOLE, level="dimension").iterrows():
-        if row["mean_variance"] >= 0 and row["kl"] < COLLAPSED:
-            lines.append(
-                f"site '{site}': the posterior has collapsed onto the prior (KL {row['kl']:.2g} nats "
-                f"for each element, {row['active']:.0f} units active). Let kl_schedule rise from 0, "
-                f"start again, or give the likelihood less freedom."
-            )
-    return lines
+    return LatentReport(_rows(sums))
 
 
 def collapse_remarks(job: Job) -> tuple[str, ...]:
-    """What ``collapsed`` says of the latents of rows, from a few draws on one batch."""
+    """What a report says of collapsed latents of rows, from a few draws on one batch."""
     batch = next(job.source.sequence())
     handler, pair = job.handler(batch), job.pair(batch)
     with handler:
@@ -109,7 +128,7 @@ def collapse_remarks(job: Job) -> tuple[str, ...]:
     if not any(set(rows) & set(structure.sites[n].plates) for n in structure.of_kind("latent")):
         return ()
     with forked_rng(seed=0):
-        return tuple(collapsed(latent_report([(pair, 1.0, handler)], _FEW_SAMPLES)))
+        return tuple(latent_report([(pair, 1.0, handler)], _FEW_SAMPLES).collapsed())
 
 
 def _add(
@@ -218,25 +237,22 @@ def _add_means(sums: _Sums, structure: Structure, name: str, values: Tensor) -> 
         sums.spreads[name].append(rows.var(0) / len(values))
 
 
-def _table(sums: _Sums) -> pd.DataFrame:
-    import pandas as pd
-
-    rows: dict[tuple[str, Any], tuple[float, ...]] = {}
-    nothing = float("nan")
+def _rows(sums: _Sums) -> dict[tuple[str, Any], LatentRow]:
+    rows: dict[tuple[str, Any], LatentRow] = {}
     for name, value in sums.reconstruction.items():
-        rows[name, _WHOLE] = (value / sums.elements[name], nothing, nothing, nothing)
+        rows[name, _WHOLE] = LatentRow(reconstruction=value / sums.elements[name])
     for names, value in sums.kl.items():
-        kl = value / max(sums.elements[name] for name in names)
+        whole = LatentRow(kl=value / max(sums.elements[name] for name in names))
         variances = {name: _variance(sums, name) for name in names}
         known = [v for v in variances.values() if v is not None]
-        joined = torch.cat(known) if known else None
-        whole = nothing if joined is None else float(joined.sum())
-        active = nothing if joined is None else float((joined > ACTIVE).sum())
-        rows[", ".join(names), _WHOLE] = (nothing, kl, whole, active)
+        if known:
+            joined = torch.cat(known)
+            active = float((joined > ACTIVE).sum())
+            whole = whole._replace(mean_variance=float(joined.sum()), active=active)
+        rows[", ".join(names), _WHOLE] = whole
         for name in names:
             rows |= _dimensions(sums, name, variances[name])
-    index = pd.MultiIndex.from_tuples(list(rows), names=["site", "dimension"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=list(_COLUMNS))
+    return rows
 
 
 def _variance(sums: _Sums, name: str) -> Tensor | None:
@@ -250,17 +266,16 @@ def _variance(sums: _Sums, name: str) -> Tensor | None:
 
 def _dimensions(
     sums: _Sums, name: str, variance: Tensor | None
-) -> dict[tuple[str, Any], tuple[float, ...]]:
-    """The rows of the table for single dimensions of a latent."""
-    nothing = float("nan")
+) -> dict[tuple[str, Any], LatentRow]:
+    """The rows for single dimensions of a latent."""
     parts = sums.kl_of_dimensions.get(name)
     kl = None if parts is None else parts.reshape(-1) / sums.elements[name]
     known = [each for each in (kl, variance) if each is not None]
-    size = len(known[0]) if known else 0
-    rows: dict[tuple[str, Any], tuple[float, ...]] = {}
-    for i in range(size):
-        own = nothing if kl is None else float(kl[i])
-        spread = nothing if variance is None else float(variance[i])
-        active = nothing if variance is None else float(spread > ACTIVE)
-        rows[name, i] = (nothing, own, spread, active)
+    rows: dict[tuple[str, Any], LatentRow] = {}
+    for i in range(len(known[0]) if known else 0):
+        row = LatentRow() if kl is None else LatentRow(kl=float(kl[i]))
+        if variance is not None:
+            spread = float(variance[i])
+            row = row._replace(mean_variance=spread, active=float(spread > ACTIVE))
+        rows[name, i] = row
     return rows

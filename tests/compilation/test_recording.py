@@ -132,9 +132,10 @@ from ppl_vi import fit
 def model(y):
     scale = pyro.sample("scale", dist.HalfCauchy(5.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z.unsqueeze(-1), scale).expand(y.shape).to_event(1), obs=y)
 
-result = fit(model, "normal", torch.randn(20_000), steps=200, compile={compile}, progress=False)
+result = fit(model, "normal", torch.randn(6_000, 2), steps=200, compile={compile}, progress=False)
 assert result.execution.mode == "{mode}", result.execution
 print([name for name in ("torch._dynamo", "sympy", "arviz", "pandas") if name in sys.modules])
 """

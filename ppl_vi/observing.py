@@ -56,11 +56,11 @@ def by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation declares to change in place."""
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operation declares to change in place; lists of them are laid out."""
     if not func._schema.is_mutable:
         return []
     given, declared = by_name(func, args, kwargs), func._schema.arguments
     changed = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
     leaves = [leaf for name in changed for leaf in tree_leaves(given.get(name))]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if leaf is not None]

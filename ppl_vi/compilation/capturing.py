@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ppl_vi.compilation.graphs import lift_tensors, without_checks
 from ppl_vi.compilation.indices import without_whole_indices
 from ppl_vi.compilation.masks import refuse_unknown_shapes, without_constant_masks
 from ppl_vi.compilation.recording import record
+from ppl_vi.compilation.replaying import replayed
 from ppl_vi.compilation.simplifying import simplified
 from ppl_vi.compilation.spreading import with_exact_late_spreads
 from ppl_vi.compilation.watching import Undo, watched
@@ -50,8 +52,12 @@ class Captured:
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the operations one by one, on other inputs of the same shapes."""
         with torch.no_grad():
-            outputs: tuple[Tensor, ...] = tuple(self.graph(*inputs, *self.held))
+            outputs: tuple[Tensor, ...] = tuple(self._replay(*inputs, *self.held))
         return outputs
+
+    @cached_property
+    def _replay(self) -> Callable[..., Any]:
+        return replayed(self.graph)
 
     @property
     def num_outputs(self) -> int:
@@ -70,7 +76,7 @@ class Captured:
         for number in self.changed:
             own[number] = own[number].clone()
         with torch.no_grad():
-            return (*self.graph(*own), *(own[number] for number in self.changed))
+            return (*self._replay(*own), *(own[number] for number in self.changed))
 
 
 def capture(program: Program, inputs: Sequence[Tensor]) -> Captured:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vi.compilation.masks import changes, constant_value
+from ppl_vi.compilation.constants import Constants
 
 aten = torch.ops.aten
 
@@ -20,15 +19,15 @@ _ZEROS = (aten.new_zeros.default, aten.zeros.default, aten.zeros_like.default)
 
 def without_whole_indices(graph: GraphModule) -> GraphModule:
     """The graph with a reshape in place of an index that names every row once, in order."""
-    known: dict[Node, Tensor | None] = {}
+    constants = Constants(graph)
     for node in list(graph.graph.nodes):
-        if any(changes(user, node) for user in node.users):
+        if constants.is_changed(node):
             continue
-        if node.target is aten.index.Tensor and _is_whole(graph, node, known):
+        if node.target is aten.index.Tensor and _is_whole(node, constants):
             _reshape(node, node.args[0], node.meta["val"].shape)
         elif node.target is aten.index_put.default and len(node.args) == 4:
             base, indices, value, adds = node.args
-            if adds and base.target in _ZEROS and _is_whole(graph, node, known):
+            if adds and base.target in _ZEROS and _is_whole(node, constants):
                 with graph.graph.inserting_before(node):
                     wide = graph.graph.call_function(
                         aten.expand.default, (value, _picked(base.meta["val"].shape, indices))
@@ -39,7 +38,7 @@ def without_whole_indices(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def _is_whole(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) -> bool:
+def _is_whole(node: Node, constants: Constants) -> bool:
     """Whether the only index of an operation runs through a dimension in order."""
     given: Any = node.args
     tensor, indices = given[:2]
@@ -47,7 +46,7 @@ def _is_whole(graph: GraphModule, node: Node, known: dict[Node, Tensor | None]) 
     if len(picked) != 1 or not isinstance(tensor, Node):
         return False
     ((dim, index),) = picked
-    numbers = constant_value(graph, index, known)
+    numbers = constants.value(index)
     if numbers is None or numbers.dtype != torch.int64:
         return False
     size = tensor.meta["val"].shape[dim]

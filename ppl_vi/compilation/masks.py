@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vi.compilation.constants import Constants
 from ppl_vi.errors import CompileError
 
 aten = torch.ops.aten
@@ -20,14 +20,13 @@ _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 def without_constant_masks(graph: GraphModule) -> GraphModule:
     """The graph with the numbers of the elements that constant masks pick in place of the masks."""
-    known: dict[Node, Tensor | None] = {}
-    count = 0
+    constants, count = Constants(graph), 0
     for node in list(graph.graph.nodes):
         if node.target not in _INDEXED:
             continue
         indices: list[Any] = []
         for index in node.args[1]:
-            mask = constant_value(graph, index, known) if isinstance(index, Node) else None
+            mask = constants.value(index) if isinstance(index, Node) else None
             if mask is None or mask.dtype != torch.bool:
                 indices.append(index)
                 continue
@@ -62,37 +61,3 @@ def refuse_unknown_shapes(graph: GraphModule) -> None:
 
 def _dtype(node: Node) -> Any:
     return getattr(node.meta.get("val"), "dtype", None)
-
-
-def constant_value(
-    graph: GraphModule, node: Node, known: dict[Node, Tensor | None]
-) -> Tensor | None:
-    """The value of a node that depends on no input and no draw; ``None`` for all others."""
-    if node not in known:
-        known[node] = None
-        if node.op == "call_function" and _pure(node):
-            given = {other: constant_value(graph, other, known) for other in node.all_input_nodes}
-            if all(value is not None for value in given.values()):
-                call: Any = node.target
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
-                found = call(*args, **kwargs)
-                known[node] = found if isinstance(found, Tensor) else None
-    return known[node]
-
-
-def _pure(node: Node) -> bool:
-    """Whether an operation gives the same each time, and nobody changes its result in place."""
-    call: Any = node.target
-    if not isinstance(call, torch._ops.OpOverload) or call._schema.is_mutable:
-        return False
-    seeded = torch.Tag.nondeterministic_seeded in call.tags
-    return not seeded and not any(changes(user, node) for user in node.users)
-
-
-def changes(user: Node, node: Node) -> bool:
-    """Whether an operation changes a tensor that it is given."""
-    schema = getattr(user.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return False
-    given = zip(schema.arguments, user.args, strict=False)
-    return any(value is node and declared.alias_info is not None for declared, value in given)

@@ -102,7 +102,7 @@ class GradientGraphs:
         program, _ = self._program(batch)
         inputs = (*self.parameters, *batch.tensors)
         with failing_as_uncaptured():
-            check_same(replace(graph.as_captured, inputs=inputs), program)
+            check_same(graph.as_captured, program, inputs)
         # Now that the programs have run, since it is they who register a module's parameters.
         if {id(p) for p in trainable().values()} != {id(p) for p in self.parameters}:
             raise CompileError("other parameters are trainable than at the start")

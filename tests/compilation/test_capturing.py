@@ -107,10 +107,10 @@ def test_a_later_change_is_found() -> None:
     scale = [1.0]
     made = program(lambda z: z * scale[0])
     captured = capture(made, (WEIGHT,))
-    check_same(captured, made)
+    check_same(captured, made, captured.inputs)
     scale[0] = 2.0
     with pytest.raises(CompileError, match="changes outside"):
-        check_same(captured, made)
+        check_same(captured, made, captured.inputs)
 
 
 def test_tensors_that_a_program_holds_stay_its_own() -> None:

@@ -115,7 +115,8 @@ class GradientGraphs:
         captured = capture(program, (*self.parameters, *batch.tensors))
         refuse_counters(before, numbers_of(self.job.model, self.job.guide))
         self._asks += [(tensor, tensor.requires_grad) for tensor in captured.held]
-        fast = replace(captured, graph=with_fast_products(captured.graph, cache_folder()))
+        graph = with_fast_products(captured.graph, cache_folder())
+        fast = captured if graph is captured.graph else replace(captured, graph=graph)
         return GradientGraph(fast, self.parameters, tuple(used), captured)
 
     def _program(self, batch: Batch) -> tuple[Program, list[int]]:

@@ -21,7 +21,7 @@ def without_whole_indices(graph: GraphModule) -> GraphModule:
     """The graph with a reshape in place of an index that names every row once, in order."""
     constants = Constants(graph)
     for node in list(graph.graph.nodes):
-        if constants.is_changed(node):
+        if any(map(constants.is_changed, (node, *node.all_input_nodes))):
             continue
         if node.target is aten.index.Tensor and _is_whole(node, constants):
             _reshape(node, node.args[0], node.meta["val"].shape)

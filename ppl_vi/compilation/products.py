@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import compress
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -69,19 +70,23 @@ def with_products_by(
         graph: with the shapes of its operations; it stays as it is.
         is_chosen: asked with the nodes of the two factors of each product.
     """
+    chosen = [_is_replaceable(node) and is_chosen(node.args[-2:]) for node in graph.graph.nodes]
+    if not any(chosen):
+        return graph
     graph = copy.deepcopy(graph)
-    for node in list(graph.graph.nodes):
-        adds = node.target is aten.addmm.default and not node.kwargs
-        if not adds and node.target not in (aten.mm.default, torch.ops.ppl_vi.product.default):
-            continue
-        if not is_chosen(node.args[-2:]):
-            continue
-        if adds:
+    for node in compress(list(graph.graph.nodes), chosen):
+        if node.target is aten.addmm.default:
             _add_apart(node, operation)
         else:
             node.target = operation
     graph.recompile()
     return graph
+
+
+def _is_replaceable(node: Node) -> bool:
+    if node.target is aten.addmm.default:
+        return not node.kwargs
+    return node.target in (aten.mm.default, torch.ops.ppl_vi.product.default)
 
 
 def _add_apart(node: Node, product: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vi.compilation.constants import Constants
+from ppl_vi.compilation.constants import Constants, memory
 
 _MOST_HELD = 1_000_000
 """Entries of a constant; what is larger would rather fill memory than take time."""
@@ -47,17 +47,16 @@ def replayed(graph: GraphModule) -> Callable[..., Any]:
 
 
 def _take_out_constants(graph: GraphModule) -> list[Tensor]:
-    """Make inputs of what follows from nothing; outputs are left, since a caller may change them."""
+    """Make inputs of what follows from nothing; what is handed out is left: a caller may change it."""
     constants, found = Constants(graph), list[Tensor]()
     nodes: Any = graph.graph
     last = nodes.find_nodes(op="placeholder")[-1]
+    handed_out = set(map(memory, nodes.output_node().all_input_nodes))
     for node in list(nodes.nodes):
         value = constants.value(node)
-        if value is None or value.untyped_storage().nbytes() > _MOST_HELD * value.element_size():
+        if not isinstance(value, Tensor) or not _is_held(value) or memory(node) in handed_out:
             continue
-        users = [
-            user for user in node.users if user.op != "output" and constants.value(user) is None
-        ]
+        users = [user for user in node.users if constants.value(user) is None]
         if users:
             with nodes.inserting_after(last):
                 last = nodes.placeholder(f"constant_{len(found)}")
@@ -68,11 +67,16 @@ def _take_out_constants(graph: GraphModule) -> list[Tensor]:
     return found
 
 
+def _is_held(value: Tensor) -> bool:
+    return value.untyped_storage().nbytes() <= _MOST_HELD * value.element_size()
+
+
 def _call_directly(node: Node) -> None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return
-    namespace, name = node.target._schema.name.split("::")
-    if namespace != "aten":
+    schema = node.target._schema
+    namespace, name = schema.name.split("::")
+    if namespace != "aten" or any(argument.is_out for argument in schema.arguments):
         return
     if name in _METHODS.split():
         node.op, node.target = "call_method", name

@@ -55,6 +55,19 @@ def test_what_a_program_changes_is_not_folded() -> None:
     assert [made(weight)[0][0].item() for _ in range(3)] == [1.0, 2.0, 3.0]
 
 
+def test_what_is_changed_on_the_way_is_not_folded() -> None:
+    data, weight = torch.randn(20_000), torch.ones(20_000)
+
+    def program() -> tuple[Tensor, ...]:
+        centred = data - 1.0
+        centred[:10_000].mul_(2.0)  # a change of a view
+        return (centred * weight,)
+
+    made = folded(capture(program, (weight,)))
+    for _ in range(3):
+        assert torch.equal(made(weight)[0], program()[0])
+
+
 def test_draws_are_not_folded() -> None:
     weight = torch.ones(20_000)
     made = folded(capture(lambda: (torch.randn(20_000) * weight,), (weight,)))
@@ -75,6 +88,19 @@ def test_every_row_in_order_is_another_shape(dim: int) -> None:
     assert not any("index" in target for target in targets(captured.graph))
     for mine, own in zip(captured(table), program(), strict=True):
         torch.testing.assert_close(mine, own.detach())
+
+
+def test_rows_that_are_changed_after_they_were_picked_are_picked() -> None:
+    weight = torch.ones(4)
+
+    def program() -> tuple[Tensor, ...]:
+        table = weight * 2.0
+        before = table[torch.arange(4)]
+        table.mul_(0.5)
+        return (before, table)
+
+    captured = capture(program, (weight,))
+    assert torch.equal(captured(3 * weight)[0], 6 * weight)
 
 
 def test_other_orders_stay_indices() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vi.compilation import capture, replaying
+from ppl_vi.compilation import Captured, capture, replaying
+from ppl_vi.compilation.cutting import cut
+from ppl_vi.errors import CompileError
 
 WEIGHT = torch.randn(4)
 
@@ -52,10 +55,10 @@ def test_a_mask_that_is_changed_by_a_view_of_it_is_not_taken_for_constant() -> N
     def program() -> tuple[Tensor]:
         mask = torch.zeros(4, dtype=torch.bool)
         mask[1:3].fill_(True)
-        return (torch.where(mask, WEIGHT, 0.0),)
+        return (WEIGHT[mask],)
 
-    captured = capture(program, (WEIGHT,))
-    assert torch.equal(captured(WEIGHT)[0], program()[0])
+    with pytest.raises(CompileError, match="picks elements by a condition"):
+        capture(program, (WEIGHT,))
 
 
 def test_draws_are_drawn_anew() -> None:
@@ -64,10 +67,36 @@ def test_draws_are_drawn_anew() -> None:
     assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
-def test_a_constant_that_is_handed_out_may_be_changed() -> None:
-    captured = capture(lambda: (WEIGHT.exp(), torch.ones(4)), (WEIGHT,))
+@pytest.mark.parametrize("of", [lambda ones: ones, lambda ones: ones.split(2)[0]])
+def test_a_constant_that_is_handed_out_may_be_changed(of: Callable[[Tensor], Tensor]) -> None:
+    captured = capture(lambda: (WEIGHT.exp(), of(torch.ones(4))), (WEIGHT,))
     captured(WEIGHT)[1].fill_(7.0)
-    assert torch.equal(captured(WEIGHT)[1], torch.ones(4))
+    assert torch.equal(captured(WEIGHT)[1], of(torch.ones(4)))
+
+
+def test_results_may_be_put_into_tensors() -> None:
+    table, value, place = torch.randn(2, 3), torch.empty(2), torch.empty(2, dtype=torch.int64)
+
+    def program() -> tuple[Tensor]:
+        return (WEIGHT.sum() * torch.max(table, 1, out=(value, place))[0],)
+
+    assert torch.equal(capture(program, (WEIGHT,))(WEIGHT)[0], program()[0])
+
+
+def test_programs_that_are_cut_at_their_sums_may_change_what_they_made() -> None:
+    def on(rows: int) -> Captured:
+        data = torch.randn(rows, 4)
+
+        def program() -> tuple[Tensor, ...]:
+            twice = data + torch.ones_like(data).mul_(2.0)
+            return torch.zeros(()), (WEIGHT * twice).sum(), WEIGHT + 1
+
+        return capture(program, (WEIGHT, data))
+
+    (usual, _) = cut(on(90), on(37), 1)
+    (once,) = usual.passes
+    weight, data = once.inputs
+    torch.testing.assert_close(once(weight, data)[0].sum(), (WEIGHT * (data + 2.0)).sum())
 
 
 def test_large_constants_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from math import prod
 
 from torch.fx import GraphModule
 
-_SECONDS_PER_OPERATION = 4e-6
+_SECONDS_PER_OPERATION = 2.7e-6
 _SECONDS_PER_ELEMENT = 0.17e-9
 """What a fused kernel saves of the work on an element."""
 _OF_THE_OPTIMIZER = 45

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from ppl_vi.compilation.graphs import memory
 from ppl_vi.compilation.recording import Kind
-from ppl_vi.observing import memory_of, written
+from ppl_vi.observing import written
 
 aten = torch.ops.aten
 
@@ -29,11 +30,11 @@ class Constants:
         given: values of inputs that are taken for constant.
     """
 
-    def __init__(self, graph: GraphModule, given: Mapping[Node, Tensor] | None = None) -> None:
+    def __init__(self, graph: Graph, given: Mapping[Node, Tensor] | None = None) -> None:
         self._known: dict[Node, Any] = dict(given or {})
         self._changed = {
             memory(changed)
-            for node in graph.graph.nodes
+            for node in graph.nodes
             if isinstance(node.target, torch._ops.OpOverload)
             for changed in written(node.target, node.args, node.kwargs)
         }
@@ -61,14 +62,6 @@ class Constants:
         args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
         with torch.no_grad():
             return call(*args, **kwargs)
-
-
-def memory(node: Node) -> Any:
-    """Names the memory that a node's tensor is in; the node itself where that is not known."""
-    value = node.meta.get("val")
-    if isinstance(value, Kind):
-        return value.memory
-    return ("traced", memory_of(value)) if isinstance(value, Tensor) else node
 
 
 def _is_pure(node: Node) -> bool:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from ppl_vi.compilation.capturing import Captured
 from ppl_vi.compilation.constants import Constants
+from ppl_vi.compilation.graphs import add_input
 
 _LARGE = 10_000
 """Entries; what is smaller costs less than a compiler gains by knowing it."""
@@ -29,15 +30,13 @@ def folded(captured: Captured) -> Captured:
         for number, placeholder in enumerate(placeholders[first:])
         if first + number not in captured.changed
     }
-    constants = Constants(captured.graph, given)
-    last, made = placeholders[-1], dict[Node, Tensor]()
-    large = [node for node in nodes.nodes if node not in given and _is_large(node, constants)]
-    for node in large:
-        with nodes.inserting_after(last):
-            last = nodes.placeholder(f"folded_{len(made)}")
-        last.meta = dict(node.meta)
-        made[last] = constants.value(node).contiguous()
-        node.replace_all_uses_with(last)
+    constants = Constants(nodes, given)
+    made = dict[Node, Tensor]()
+    for node in [node for node in nodes.nodes if _is_large(node, constants)]:
+        held = add_input(nodes, f"folded_{len(made)}")
+        held.meta = dict(node.meta)
+        made[held] = constants.value(node).contiguous()
+        node.replace_all_uses_with(held)
     nodes.eliminate_dead_code()
     for unused in [placeholder for placeholder in made if not placeholder.users]:
         nodes.erase_node(unused)

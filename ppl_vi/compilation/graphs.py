@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+
+from ppl_vi.compilation.recording import Kind
+from ppl_vi.observing import memory_of
 
 aten = torch.ops.aten
+
+
+def add_input(graph: Graph, name: str) -> Node:
+    """An input after all others."""
+    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+        return graph.placeholder(name)
+
+
+def memory(node: Node) -> Any:
+    """Names the memory that a node's tensor is in; the node itself where that is not known."""
+    value = node.meta.get("val")
+    if isinstance(value, Kind):
+        return value.memory
+    return ("traced", memory_of(value)) if isinstance(value, Tensor) else node
 
 
 def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
@@ -18,16 +35,14 @@ def lift_tensors(graph: GraphModule) -> tuple[Tensor, ...]:
     They are the program's own tensors, not copies: what it does to them later is seen.
     """
     found: dict[int, tuple[Tensor, Node]] = {}
-    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
             continue
         tensor = getattr(graph, node.target)
         if id(tensor) not in found:
-            with graph.graph.inserting_after(last):
-                last = graph.graph.placeholder(node.target)
-            last.meta = dict(node.meta)
-            found[id(tensor)] = tensor, last
+            held = add_input(graph.graph, node.target)
+            held.meta = dict(node.meta)
+            found[id(tensor)] = tensor, held
         node.replace_all_uses_with(found[id(tensor)][1])
         graph.graph.erase_node(node)
         delattr(graph, node.target)  # a copy of the graph is no copy of the tensors

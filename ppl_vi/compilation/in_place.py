@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ppl_vi.compilation.graphs import memory
+
 aten = torch.ops.aten
 
 _LARGE = 50_000
@@ -42,8 +44,8 @@ def _change(body: Graph) -> set[int]:
     output = body.output_node()
     every: Any = output.args[0]
     after = list(every)
-    known = {_memory(node) for node in handed}
-    changed = {i for i, new in enumerate(after) if _is_large(new) and _memory(new) not in known}
+    known = set(map(memory, handed))  # what a turn hands on may be what it was handed, unchanged
+    changed = {i for i, new in enumerate(after) if _is_large(new) and memory(new) not in known}
     with body.inserting_before(output):
         for i in changed:
             after[i] = body.call_function(aten.copy_.default, (handed[i], after[i]))
@@ -56,12 +58,6 @@ def _is_large(node: Node) -> bool:
     value = node.meta["val"]
     large: bool = value.numel() >= _LARGE and value.device.type == "cpu"
     return large
-
-
-def _memory(node: Node) -> Any:
-    """Names the memory a tensor is in; what a turn hands on may be what it was handed, unchanged."""
-    value = node.meta["val"]
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def _copy(tensor: Node) -> Node:

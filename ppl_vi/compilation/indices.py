@@ -19,7 +19,7 @@ _ZEROS = (aten.new_zeros.default, aten.zeros.default, aten.zeros_like.default)
 
 def without_whole_indices(graph: GraphModule) -> GraphModule:
     """The graph with a reshape in place of an index that names every row once, in order."""
-    constants = Constants(graph)
+    constants = Constants(graph.graph)
     for node in list(graph.graph.nodes):
         if any(map(constants.is_changed, (node, *node.all_input_nodes))):
             continue

@@ -20,7 +20,7 @@ _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 def without_constant_masks(graph: GraphModule) -> GraphModule:
     """The graph with the numbers of the elements that constant masks pick in place of the masks."""
-    constants, count = Constants(graph), 0
+    constants, count = Constants(graph.graph), 0
     for node in list(graph.graph.nodes):
         if node.target not in _INDEXED:
             continue

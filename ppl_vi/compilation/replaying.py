@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from ppl_vi.compilation.constants import Constants, memory
+from ppl_vi.compilation.constants import Constants
+from ppl_vi.compilation.graphs import add_input, memory
 
 _MOST_HELD = 1_000_000
 """Entries of a constant; what is larger would rather fill memory than take time."""
@@ -26,7 +27,7 @@ _FUNCTIONS = (
     "sqrt square squeeze stack sub sum t tanh transpose unsqueeze where xlogy"
 )
 """Operations that are functions of torch, too, with the same arguments."""
-_METHODS = "add_ div_ expand mul_ neg_ normal_ repeat sub_ view zero_"
+_METHODS = ("add_", "div_", "expand", "mul_", "neg_", "normal_", "repeat", "sub_", "view", "zero_")
 """Likewise, of tensors."""
 _DIRECT = {name: getattr(torch, name) for name in _FUNCTIONS.split()}
 
@@ -37,33 +38,29 @@ def replayed(graph: GraphModule) -> Callable[..., Any]:
     Args:
         graph: with the kinds of its tensors, and no tensors of its own; it stays as it is.
     """
-    own = copy.deepcopy(graph)
+    own = copy.deepcopy(graph.graph)
     constants = _take_out_constants(own)
-    for node in own.graph.nodes:
+    for node in own.nodes:
         _call_directly(node)
-    own.recompile()
-    forward = own.forward
+    forward = GraphModule({}, own).forward
     return lambda *inputs: forward(*inputs, *constants)
 
 
-def _take_out_constants(graph: GraphModule) -> list[Tensor]:
+def _take_out_constants(graph: Graph) -> list[Tensor]:
     """Make inputs of what follows from nothing; what is handed out is left: a caller may change it."""
     constants, found = Constants(graph), list[Tensor]()
-    nodes: Any = graph.graph
-    last = nodes.find_nodes(op="placeholder")[-1]
-    handed_out = set(map(memory, nodes.output_node().all_input_nodes))
-    for node in list(nodes.nodes):
+    handed_out = set(map(memory, graph.output_node().all_input_nodes))
+    for node in list(graph.nodes):
         value = constants.value(node)
         if not isinstance(value, Tensor) or not _is_held(value) or memory(node) in handed_out:
             continue
         users = [user for user in node.users if constants.value(user) is None]
         if users:
-            with nodes.inserting_after(last):
-                last = nodes.placeholder(f"constant_{len(found)}")
+            held = add_input(graph, f"constant_{len(found)}")
             found.append(value)
         for user in users:
-            user.replace_input_with(node, last)
-    nodes.eliminate_dead_code()
+            user.replace_input_with(node, held)
+    graph.eliminate_dead_code()
     return found
 
 
@@ -78,7 +75,7 @@ def _call_directly(node: Node) -> None:
     namespace, name = schema.name.split("::")
     if namespace != "aten" or any(argument.is_out for argument in schema.arguments):
         return
-    if name in _METHODS.split():
+    if name in _METHODS:
         node.op, node.target = "call_method", name
     else:
         node.target = _DIRECT.get(name, node.target)

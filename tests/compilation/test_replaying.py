@@ -107,7 +107,7 @@ def test_large_constants_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) 
     assert counted.done["aten.ones.default"] == 1
 
 
-@pytest.mark.parametrize("name", [*replaying._FUNCTIONS.split(), *replaying._METHODS.split()])
+@pytest.mark.parametrize("name", [*replaying._FUNCTIONS.split(), *replaying._METHODS])
 def test_what_is_called_directly_is_torchs_own(name: str) -> None:
     """Not a function around several operations, which would choose among them anew."""
     where: Any = torch if name in replaying._FUNCTIONS.split() else torch.Tensor

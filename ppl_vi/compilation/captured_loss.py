@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from ppl_vi.compilation.building import Builds
 from ppl_vi.compilation.compiling import CompiledGraph
 from ppl_vi.compilation.gradients import GradientGraphs
 from ppl_vi.data.sources import Batch
 from ppl_vi.errors import CompileError
+from ppl_vi.observing import memory_of
 
 
 class CapturedLoss:
@@ -43,10 +47,8 @@ class CapturedLoss:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise CompileError(f"its operations cannot be repeated ({reason})") from error
-        for number, gradient in zip(graph.used, gradients, strict=True):
-            # Laid out as the parameter is, in memory of its own: optimizers change it in place.
-            parameter = graph.parameters[number]
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        parameters = [graph.parameters[number] for number in graph.used]
+        _hand_over(gradients, parameters, (*inputs, *graph.captured.held))
         return loss.item()
 
     def prepare(self, batch: Batch) -> None:
@@ -58,3 +60,21 @@ class CapturedLoss:
         graph = self._graphs.of(batch)
         if self._builds is not None:
             self._compiled[id(graph)] = CompiledGraph(graph.captured, self._builds)
+
+
+def _hand_over(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], others: Sequence[Tensor]
+) -> None:
+    """Set gradients, laid out as parameters are, in memory of their own: they are changed in place.
+
+    Args:
+        gradients: made by a graph; copied only where that is needed.
+        parameters: which they are of.
+        others: what the graph was given, and may have handed on.
+    """
+    taken = set(map(memory_of, others))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if memory_of(gradient) in taken or gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
+        taken.add(memory_of(gradient))

@@ -270,6 +270,52 @@ def test_compiled_as_eager(setting: Callable[[], dict[str, Any]]) -> None:
     same(compiled, eager, 1e-4)
 
 
+class HandedOn(torch.autograd.Function):
+    """A product whose gradient is the other factor itself, not a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(other)
+        return own @ other
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        return ctx.saved_tensors[0], None
+
+
+class Halved(torch.optim.SGD):
+    """Changes gradients in place."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(0.5)
+        return super().step(closure)
+
+
+def test_gradients_that_share_their_memory() -> None:
+    slope = torch.linspace(-1.0, 1.0, 23)
+
+    def shared(x: Tensor) -> None:
+        model(x)
+        one, other, linear, upper, lower = (
+            pyro.param(name, torch.zeros(size))
+            for name, size in zip("abcde", (23, 23, 23, 3, 4), strict=True)
+        )
+        turned = pyro.param("f", torch.zeros(2, 3))
+        pyro.factor("spread", -pyro.param("g", torch.zeros(5)).sum())
+        pyro.factor("sum", -(one + other - x).square().sum())
+        pyro.factor("handed_on", -HandedOn.apply(linear, slope))
+        pyro.factor("joined", -(torch.cat([upper, lower]) - x[:7]).square().sum())
+        pyro.factor("turned", -(torch.randn(4, 3) @ turned.t() - x[:8].view(4, 2)).square().sum())
+
+    options: dict[str, Any] = {"optimizer": lambda tensors: Halved(tensors, lr=1e-3)}
+    captured, eager = run(shared, **options), run(shared, compile=False, **options)
+    assert captured.execution.mode == "captured"
+    same(captured, eager)
+    assert torch.equal(slope, torch.linspace(-1.0, 1.0, 23))
+
+
 def test_an_empty_group_of_parameters() -> None:
     def with_empty(tensors: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam([{"params": tensors}, {"params": []}], lr=0.01)

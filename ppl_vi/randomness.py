@@ -38,6 +38,17 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
         restore()
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators, and no one else's.
+
+    ``torch.manual_seed`` also writes down where it was called, for each kind of device that is not
+    there, which takes as long as a small program.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def restored_on_error() -> Iterator[None]:
     """Restore the random state where a block raises; else what it drew stays drawn."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ppl_vi.errors import ModelError
 
@@ -72,14 +72,13 @@ class Uncertain(Tensor):
         kwargs = dict(kwargs or {})
         if name in _COMPOSED:
             return _COMPOSED[name](*args, **kwargs)
-        plain_args, plain_kwargs = tree_map(plain, (tuple(args), kwargs))
+        operation = Operation(func, tuple(args), kwargs)
         if name in _NEW or (name in _LIKE and not isinstance(args[0], Uncertain)):
-            return func(*plain_args, **plain_kwargs)
+            return operation.on_draws()
         with torch._C.DisableTorchFunctionSubclass():
-            found = func(*plain_args, **plain_kwargs)
+            found = operation.on_draws()
             if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
                 return found  # a shape, a type, a device
-            operation = Operation(func, tuple(args), kwargs)
             return _marked(found, _law(name, operation), operation.sites)
 
 
@@ -90,34 +89,39 @@ class Operation:
         function: torch's.
         args: as it was called.
         kwargs: likewise.
+        uncertain: the uncertain tensors among its arguments, in order.
     """
 
     def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
+        self._leaves, self._layout = tree_flatten((args, kwargs))
+        self.uncertain = [leaf for leaf in self._leaves if isinstance(leaf, Uncertain)]
 
     @property
     def laws(self) -> list[Law]:
-        """Of the uncertain tensors among its arguments, in order."""
-        return [value.law for value in uncertain_in((self.args, self.kwargs))]
+        """Of the uncertain tensors."""
+        return [value.law for value in self.uncertain]
 
     @property
     def sites(self) -> frozenset[str]:
         """The latents that its arguments come from, or that lost the moments of one of them."""
-        return sites_of((self.args, self.kwargs))
+        return sites_of(self.uncertain)
 
     def on(self, *tensors: Tensor) -> Any:
         """The operation with other tensors in place of the uncertain ones."""
         own = iter(tensors)
-        args, kwargs = tree_map(
-            lambda leaf: next(own) if isinstance(leaf, Uncertain) else leaf,
-            (self.args, self.kwargs),
-        )
+        leaves = [next(own) if isinstance(leaf, Uncertain) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._layout)
         return self.function(*args, **kwargs)
+
+    def on_draws(self) -> Any:
+        """The operation on the draws of the uncertain tensors."""
+        return self.on(*map(plain, self.uncertain))
 
     @property
     def shape(self) -> torch.Size:
         """Of its result."""
-        found: Tensor = self.on(*map(plain, uncertain_in((self.args, self.kwargs))))
+        found: Tensor = self.on_draws()
         return found.shape
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
 
@@ -32,21 +32,31 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
     restore = _state()
     try:
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            seed_all(seed)
         yield
     finally:
         restore()
 
 
-def seed_torch(seed: int) -> None:
-    """Seed torch's generators, and no one else's.
+def seed_all(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's generators.
 
-    ``torch.manual_seed`` also writes down where it was called, for each kind of device that is not
-    there, which takes as long as a small program.
+    Where torch knows of no accelerator, its generator is seeded directly: ``torch.manual_seed`` first
+    writes down for three kinds of device where it was called from, which takes as long as a small
+    program.
+
+    Raises:
+        ValueError: the seed is none that all three take.
     """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}.")
+    seed = int(seed)
+    if torch.accelerator.current_accelerator() is None:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A fit leaves the rest of the program as it was, and what it returns is its own."""
 
 import random
+import traceback
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ppl_vi import ELBO, fit
+from ppl_vi.randomness import seed_all
 
 X = torch.linspace(0.5, 2.0, 10)
 
@@ -79,6 +81,18 @@ def test_global_state_is_what_it_was(guide, batch_size, callback, validate):
             result.summary(10), result.predict(num_samples=2), result.log_likelihood(2)
             after = global_state()
             assert {**after, **{n: before[n] for n in ("torch", "numpy")}} == before
+
+
+def test_seeding_is_as_pyro_s_and_looks_at_no_stack(monkeypatch):
+    def drawn():
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    pyro.set_rng_seed(3)
+    expected = drawn()
+    if torch.accelerator.current_accelerator() is None:
+        monkeypatch.setattr(traceback, "format_stack", None)
+    seed_all(3)
+    assert drawn() == expected
 
 
 def test_an_unseeded_fit_draws_from_the_global_state():

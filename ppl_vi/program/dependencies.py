@@ -26,7 +26,7 @@ from ppl_vi.program.messengers import Draw
 from ppl_vi.program.run import Factor, Run, run
 from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair
-from ppl_vi.randomness import forked_rng, seed_torch
+from ppl_vi.randomness import forked_rng, seed_all
 
 FactorKey = tuple[str, tuple[str, ...]]
 _ROUNDS = 3
@@ -294,9 +294,9 @@ class _Trials:
         def seeded(name: str, distribution: Any) -> Tensor:
             # Each site has its own random numbers, and so has what comes after it, however many the
             # sites before it took.
-            seed_torch(next(seeds))
+            seed_all(next(seeds))
             value = draw(name, distribution)
-            seed_torch(next(seeds))
+            seed_all(next(seeds))
             return value
 
         with forked_rng(seed=seed):

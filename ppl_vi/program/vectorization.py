@@ -27,6 +27,8 @@ from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
 
 _TRIED = 3
+"""Particles. One less are tried, too: where they are nearly alike, a tensor of the program that has as
+many rows hides a mistake, but not from both."""
 _REFUSED = (
     *(ValueError, RuntimeError, TypeError, IndexError, KeyError, NotImplementedError),
     AssertionError,  # Pyro's, of an enumerated value whose dimensions another one has taken
@@ -38,19 +40,14 @@ def choose_particles(structure: Structure, pair: Pair) -> Structure:
     # A way that turns out wrong may warn on its way; that is not for the user.
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if _guide_fits_plate(structure, pair):
+        if all(_guide_fits_plate(structure, pair, tried) for tried in (_TRIED, _TRIED - 1)):
             structure = replace(structure, guide_particles="plate")
         values = run_guide(structure, pair, draw_plainly, _TRIED).values
         values = {**_rows_of_model(structure, pair, values), **values}
         limited = limited_joint_states(structure.marginalized)
         with limited if structure.marginalized else nullcontext():
             alone = run_model(structure, pair, values, _TRIED)
-        trials: list[tuple[Mapping[str, Tensor], Sequence[Factor]]] = [(values, alone)]
-        if all(
-            value.eq(value[:1]).all() for name, value in values.items() if name in structure.sites
-        ):
-            # Of particles that are alike, a tensor of the model that has as many rows hides a mistake.
-            trials.append(_without_the_last(structure, values, alone))
+        trials = [(values, alone), _without_the_last(structure, values, alone)]
         for particles in ("plate", "vmap"):
             candidate = replace(structure, model_particles=particles)
             try:
@@ -71,7 +68,7 @@ def _rows_of_model(
 
 def _without_the_last(
     structure: Structure, values: Mapping[str, Tensor], alone: Sequence[Factor]
-) -> tuple[dict[str, Tensor], list[Factor]]:
+) -> tuple[Mapping[str, Tensor], Sequence[Factor]]:
     fewer = {n: v[:-1] if n in structure.sites else v for n, v in values.items()}
     return fewer, [replace(factor, log_prob=factor.log_prob[:-1]) for factor in alone]
 
@@ -89,7 +86,7 @@ def _model_fits(
     return not tracker.escaped and _same(together, alone)
 
 
-def _guide_fits_plate(structure: Structure, pair: Pair) -> bool:
+def _guide_fits_plate(structure: Structure, pair: Pair, count: int) -> bool:
     try:
         tracker = Tracker()
 
@@ -100,11 +97,11 @@ def _guide_fits_plate(structure: Structure, pair: Pair) -> bool:
 
         with tracker:
             plate = replace(structure, guide_particles="plate")
-            together = run_guide(plate, pair, draw_marked, _TRIED)
+            together = run_guide(plate, pair, draw_marked, count)
         if tracker.escaped:
             return False
         rows = structure.row_numbers(together.values)
-        for k in range(_TRIED):
+        for k in range(count):
 
             def draw(name: str, distribution: Any, k: int = k) -> Tensor:
                 # A Delta's value is the guide's own function of the other draws.

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 from ppl_vi.program import Pair, draw_plainly, inspect
@@ -182,6 +183,25 @@ def test_trials_do_not_warn():
         observed(X @ beta)
 
     inspect(Pair(model, guide, (), {}))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_particles_that_are_nearly_alike_do_not_hide_an_event_of_as_many_rows(seed):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=torch.zeros(3))
+
+    def narrow():
+        pyro.sample("z", dist.Normal(0.0, 0.01))
+
+    def narrow_with_event():
+        z = pyro.sample("z", dist.Normal(0.0, 0.01))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1))
+
+    pyro.set_rng_seed(seed)
+    assert inspect(Pair(model, narrow, (), {})).model_particles == "vmap"
+    unseen = poutine.uncondition(model)
+    assert inspect(Pair(unseen, narrow_with_event, (), {})).guide_particles == "loop"
 
 
 def test_particles_that_are_alike_do_not_hide_a_matrix_of_as_many_rows():

@@ -3,18 +3,24 @@
 The exact value is written down by hand, from log densities on quadrature nodes (all values of a
 discrete site, a fine grid of a continuous one) that carry the gradient, and for bounds over K = 2
 particles from all pairs of nodes. Parameters are those of the guide and of the model. 364 cases make
-1,687 comparisons; with 80 gradients each, a set of seeds alarms falsely about once in 25. Each case has
-a fixed seed of its own.
+1,687 comparisons, each with a false alarm in 43,000 by Student's t: a set of seeds alarms falsely about
+once in 25. Each case has a fixed seed of its own.
+
+Time goes into the number of gradients, not of particles: there are 20 of 400, and of estimators that
+learn from gradient to gradient 40 of 148. The particles make up for Student's longer tails: a bias
+shows as it does in 80 gradients of 64 at 4.5 standard errors.
 """
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import t
 
 from ppl_vi import (
     ELBO,
@@ -35,7 +41,9 @@ from ppl_vi import (
     ScoreFunction,
 )
 
-NUM_CALLS, STANDARD_ERRORS = 80, 4.5
+FALSE_ALARM = 2.3e-5  # of one comparison: 4.5 standard errors of 80 gradients
+CALLS, OF_LEARNING = (20, 400), (40, 148)  # gradients, and particles of each
+LEARNING = {"moving average", "control variate", "neural", "relax"}
 DATA = torch.tensor([0.7, -0.4], dtype=torch.float64)
 
 
@@ -97,7 +105,7 @@ SCORES = {
     "leave one out": ScoreFunction(LeaveOneOut()),
     "moving average": ScoreFunction(MovingAverage()),
     "control variate": ScoreFunction(ControlVariate()),
-    "neural": ScoreFunction(NeuralBaseline(torch.nn.Linear(1, 1, dtype=torch.float64), rate=0.1)),
+    "neural": ScoreFunction(NeuralBaseline(torch.nn.Linear(1, 1, dtype=torch.float64), rate=0.2)),
     "measure": MeasureValued(),
 }
 KINDS = {
@@ -110,7 +118,7 @@ KINDS = {
         {
             "enumerate": Enumerate(),
             "disarm": DisARM(),
-            "relax": Relax(rate=0.01),
+            "relax": Relax(rate=0.02),
             "importance": ImportanceSampled(lambda q: dist.Bernoulli(logits=0.5 * q.logits)),
         },
     ),
@@ -123,7 +131,7 @@ KINDS = {
         {
             "enumerate": Enumerate(),
             "disarm": DisARM(),
-            "relax": Relax(rate=0.01),
+            "relax": Relax(rate=0.02),
             "importance": ImportanceSampled(dist.Categorical(torch.ones(3))),
         },
     ),
@@ -173,11 +181,11 @@ KINDS = {
     ),
 }
 OBJECTIVES = {
-    "elbo": lambda e: ELBO(64, e),
-    "sampled elbo": lambda e: ELBO(64, e, analytic=False),
-    "importance weighted": lambda e: ImportanceWeightedELBO(2, 32, e),
-    "renyi": lambda e: RenyiELBO(-0.5, 2, 32, e),
-    "expectation": lambda e: Expectation(shown, 64, e),
+    "elbo": lambda e, n: ELBO(n, e),
+    "sampled elbo": lambda e, n: ELBO(n, e, analytic=False),
+    "importance weighted": lambda e, n: ImportanceWeightedELBO(2, n // 2, e),
+    "renyi": lambda e, n: RenyiELBO(-0.5, 2, n // 2, e),
+    "expectation": lambda e, n: Expectation(shown, n, e),
 }
 LINEAR_ONLY = {"enumerate", "disarm", "relax", "importance", "stick the landing"}
 CASES = [
@@ -200,8 +208,10 @@ CASES += [
     for objective in ("forward kl",)
 ]
 CASES += [(kind, "inside", "auto", "doubly") for kind in ("normal", "gamma", "dirichlet")]
-OBJECTIVES["forward kl"] = lambda e: ForwardKL(2, 32, e)
-OBJECTIVES["doubly"] = lambda e: ImportanceWeightedELBO(2, 32, e, doubly_reparameterized=True)
+OBJECTIVES["forward kl"] = lambda e, n: ForwardKL(2, n // 2, e)
+OBJECTIVES["doubly"] = lambda e, n: ImportanceWeightedELBO(
+    2, n // 2, e, doubly_reparameterized=True
+)
 
 
 def shown(values):
@@ -216,20 +226,25 @@ def raw(name, start):
     return pyro.param(name, torch.tensor(start, dtype=torch.float64))
 
 
+@cache
 def programs(kind, place):
-    """A model and a guide with one site ``z``, alone or in a plate of two."""
+    """A model and a guide with one site ``z``, alone or in a plate of two.
+
+    Always the same, so that they are looked into once for all objectives; no draw depends on that.
+    """
+    made = KINDS[kind]
 
     def model():
         slope = raw("slope", 1.1)
         with pyro.plate("data", 2) if place == "inside" else pyro.plate("one", 1, dim=-3):
-            z = pyro.sample("z", kind.prior())
+            z = pyro.sample("z", made.prior())
             rows = DATA if place == "inside" else DATA[0]
-            pyro.sample("x", dist.Normal(slope * kind.seen(z), 0.8), obs=rows)
+            pyro.sample("x", dist.Normal(slope * made.seen(z), 0.8), obs=rows)
 
     def guide():
-        a = raw("a", kind.start)
+        a = raw("a", made.start)
         with pyro.plate("data", 2) if place == "inside" else pyro.plate("one", 1, dim=-3):
-            pyro.sample("z", kind.q(a if place == "inside" else a[0]))
+            pyro.sample("z", made.q(a if place == "inside" else a[0]))
 
     return model, guide
 
@@ -259,11 +274,20 @@ def exact_of_row(kind, objective, row):
     return (pair_probability * bound).sum()
 
 
+@cache
+def exact_value_and_gradient(kind, place, objective):
+    """The same for every estimator, at the start of the parameters."""
+    rows = (0, 1) if place == "inside" else (0,)
+    value = sum(exact_of_row(KINDS[kind], objective, row) for row in rows)
+    parameters = [pyro.get_param_store()[n].unconstrained() for n in ("a", "slope")]
+    return value.detach(), flat(torch.autograd.grad(value, parameters))
+
+
 def flat(tensors):
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def sampled(objective, model, guide, calls=NUM_CALLS):
+def sampled(objective, model, guide, calls):
     """``[calls, parameters]`` gradients and ``[calls]`` values."""
     gradients, values = [], []
     store = pyro.get_param_store()
@@ -278,24 +302,23 @@ def sampled(objective, model, guide, calls=NUM_CALLS):
 
 
 def deviates(draws, exact):
-    """How many standard errors the mean of the draws is away from the exact value."""
+    """How far off the exact value the mean is, in the largest errors that are put down to chance."""
     error = draws.std(0) / len(draws) ** 0.5
-    return (draws.mean(0) - exact).abs() / error.clamp(min=2e-7)
+    limit = t.isf(FALSE_ALARM / 2, len(draws) - 1) * error
+    return (draws.mean(0) - exact).abs() / limit.clamp(min=9e-7)
 
 
 @pytest.mark.parametrize(("kind", "place", "estimator", "objective"), CASES)
 def test_the_mean_gradient_is_exact(kind, place, estimator, objective):
     pyro.set_rng_seed(CASES.index((kind, place, estimator, objective)))
     CURRENT["kind"] = made = KINDS[kind]
-    model, guide = programs(made, place)
-    rows = (0, 1) if place == "inside" else (0,)
+    model, guide = programs(kind, place)
     raw("a", made.start), raw("slope", 1.1)
-    exact = sum(exact_of_row(made, objective, row) for row in rows)
-    parameters = [pyro.get_param_store()[n].unconstrained() for n in ("a", "slope")]
-    exact_gradient = flat(torch.autograd.grad(exact, parameters))
+    exact, exact_gradient = exact_value_and_gradient(kind, place, objective)
+    calls, particles = OF_LEARNING if estimator in LEARNING else CALLS
     chosen = {**SCORES, **made.named, "auto": "auto"}[estimator]
-    gradients, values = sampled(OBJECTIVES[objective](chosen), model, guide)
-    z = deviates(gradients, exact_gradient)
+    gradients, values = sampled(OBJECTIVES[objective](chosen, particles), model, guide, calls)
+    distance = deviates(gradients, exact_gradient)
     if objective != "forward kl":
-        z = torch.cat([z, deviates(values, exact.detach()).reshape(1)])
-    assert z.max() < STANDARD_ERRORS, z
+        distance = torch.cat([distance, deviates(values, exact).reshape(1)])
+    assert distance.max() < 1, distance

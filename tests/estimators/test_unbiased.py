@@ -1,8 +1,12 @@
 """Estimators are tested as estimators: their mean against the exact gradient, and their variance.
 
 The exact bound is a sum over every draw of the guide: discrete sites by their support, Normal sites
-by Gauss-Hermite nodes that carry the gradient. 75 cases make 448 comparisons at 4.5 standard errors of
-100 gradients, which alarm falsely for about one set of seeds in 120; each case has a seed of its own.
+by Gauss-Hermite nodes that carry the gradient. 75 cases make 448 comparisons, each with a false alarm
+in 53,000 by Student's t, so that about one set of seeds in 120 alarms; each case has a seed of its own.
+
+Time goes into the number of gradients, not of particles: there are few gradients of many. The
+particles make up for Student's longer tails: a bias shows as it does in 100 gradients of 64 at 4.5
+standard errors.
 """
 
 import itertools
@@ -15,6 +19,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from scipy.stats import t
 from torch.distributions import constraints
 
 from ppl_vi import (
@@ -36,9 +41,10 @@ from ppl_vi.preparation import prepare
 from ppl_vi.program import Dependencies, Pair
 from ppl_vi.surrogate import surrogate
 
-NUM_CALLS = 100
-NUM_PARTICLES = 64
-STANDARD_ERRORS = 4.5
+FALSE_ALARM = 1.9e-5  # of one comparison: 4.5 standard errors of 100 gradients
+CALLS, OF_LEARNING = (25, 360), (50, 144)  # gradients, and particles of each
+LEARNING = ("relax", "moving average", "control variate")
+ONE_BY_ONE = (100, 64)  # where the particles take the time
 DATA = torch.tensor([-0.6, 1.4, 0.5, 2.0], dtype=torch.float64)
 
 
@@ -278,8 +284,8 @@ ESTIMATORS += [
 ESTIMATORS += [("continuous, then discrete", "weighted auto"), ("summed out", "weighted auto")]
 NAMED = {
     "measure": MeasureValued(),
-    "disarm": {"z": DisARM(), "g": DisARM(), "a": DisARM(), "b": DisARM()},
-    "relax": {"z": Relax(), "g": Relax(), "a": Relax(), "b": Relax()},
+    "disarm": dict.fromkeys("zgab", DisARM()),
+    "relax": dict.fromkeys("zgab", Relax(rate=2e-3)),
     "importance": ImportanceSampled(wider),
     "sticking": {"w": Pathwise(stick_the_landing=True)},
     "moving average": ScoreFunction(MovingAverage()),
@@ -342,7 +348,7 @@ def flat(tensors):
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def sampled(objective, model, guide, calls=NUM_CALLS):
+def sampled(objective, model, guide, calls):
     """``[calls, parameters]`` gradients and ``[calls]`` bounds."""
     gradients, bounds = [], []
     for _ in range(calls):
@@ -355,9 +361,10 @@ def sampled(objective, model, guide, calls=NUM_CALLS):
 
 
 def deviates(draws, exact):
-    """How many standard errors the mean of the draws is away from the exact value."""
+    """How far off the exact value the mean is, in the largest errors that are put down to chance."""
     error = draws.std(0) / len(draws) ** 0.5
-    return (draws.mean(0) - exact).abs() / error.clamp(min=1e-9)
+    limit = t.isf(FALSE_ALARM / 2, len(draws) - 1) * error
+    return (draws.mean(0) - exact).abs() / limit.clamp(min=4.5e-9)
 
 
 @pytest.mark.parametrize(("case", "chosen"), ESTIMATORS)
@@ -368,15 +375,18 @@ def test_the_mean_gradient_and_bound_are_exact(case, chosen):
     if isinstance(wanted, dict):
         sites = poutine.trace(guide).get_trace(**keywords).stochastic_nodes
         wanted = {name: estimator for name, estimator in wanted.items() if name in sites}
+    calls, particles = OF_LEARNING if chosen.endswith(LEARNING) else CALLS
+    if case == "untraceable":
+        calls, particles = ONE_BY_ONE
     if chosen.startswith("weighted"):
-        objective = ImportanceWeightedELBO(2, NUM_PARTICLES // 2, wanted)
+        objective = ImportanceWeightedELBO(2, particles // 2, wanted)
     else:
-        objective = ELBO(NUM_PARTICLES, wanted)
+        objective = ELBO(particles, wanted)
     exact = exact_bound(objective, model, guide, keywords)
     exact_gradient = flat(torch.autograd.grad(exact, parameters()))
-    gradients, bounds = sampled(objective, model, guide)
-    z = torch.cat([deviates(gradients, exact_gradient), deviates(bounds, exact).reshape(1)])
-    assert z.max() < STANDARD_ERRORS
+    gradients, bounds = sampled(objective, model, guide, calls)
+    off = torch.cat([deviates(gradients, exact_gradient), deviates(bounds, exact).reshape(1)])
+    assert off.max() < 1, off
 
 
 def total_variance(objective, model, guide, calls=60):

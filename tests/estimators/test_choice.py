@@ -201,10 +201,11 @@ def test_what_is_no_estimator_is_said(wrong):
 
 
 def many(count, together):
-    """``count`` Bernoulli sites, in one factor all or each in its own."""
+    """``count`` sites of four states, in one factor all or each in its own."""
+    states = torch.ones(4)
 
     def model():
-        drawn = [pyro.sample(f"z{i}", dist.Bernoulli(torch.tensor(0.5))) for i in range(count)]
+        drawn = [pyro.sample(f"z{i}", dist.Categorical(states)) for i in range(count)]
         if together:
             pyro.sample("x", dist.Normal(sum(drawn), 1.0), obs=torch.tensor(1.0))
         else:
@@ -213,23 +214,23 @@ def many(count, together):
 
     def guide():
         for i in range(count):
-            logit = pyro.param(f"a{i}", torch.tensor(0.0))
-            pyro.sample(f"z{i}", dist.Bernoulli(logits=logit))
+            logits = pyro.param(f"a{i}", torch.zeros(4))
+            pyro.sample(f"z{i}", dist.Categorical(logits=logits))
 
     return Pair(model, guide, (), {})
 
 
 def test_as_many_states_as_can_be_afforded_are_enumerated():
-    kinds = [type(e) for e in prepare(ELBO(2), many(12, True)).estimators.values()]
-    assert (kinds.count(Enumerate), kinds.count(ScoreFunction)) == (10, 2)
-    with pytest.raises(GuideError, match="site 'z10': Enumerate would make more than 1024"):
-        prepare(ELBO(2, Enumerate()), many(12, True))
+    kinds = [type(e) for e in prepare(ELBO(2), many(7, True)).estimators.values()]
+    assert (kinds.count(Enumerate), kinds.count(ScoreFunction)) == (5, 2)
+    with pytest.raises(GuideError, match="site 'z5': Enumerate would make more than 1024"):
+        prepare(ELBO(2, Enumerate()), many(7, True))
 
 
 def test_sites_without_a_common_factor_share_an_axis():
-    plan = prepare(ELBO(2), many(14, False))
+    plan = prepare(ELBO(2), many(7, False))
     assert set(plan.estimators.values()) == {Enumerate()}
-    assert plan.grid.axes == (2,)
+    assert plan.grid.axes == (4,)
 
 
 @pytest.mark.parametrize("estimator", [Enumerate(), MeasureValued()], ids=repr)

@@ -115,7 +115,8 @@ def test_what_is_biased_is_not_recommended():
     chosen = recommend(
         chain,
         chain_guide,
-        num_draws=200,
+        num_draws=50,
+        objective=ELBO(32),
         candidates={"first": [biased, DisARM()], "second": [biased]},
     )
     assert chosen == {"first": DisARM()}

@@ -35,7 +35,9 @@ from ppl_vi import (
     RenyiELBO,
     ScoreFunction,
     ScoreFunctionELBO,
+    evaluation,
     fit,
+    running,
 )
 from ppl_vi.compilation import choosing
 from ppl_vi.guides import EncoderGuide, FlowGuide, GMMGuide, LaplaceGuide, MixtureGuide
@@ -256,6 +258,13 @@ SLOW += ["regression, flow", "loader"]
 
 def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X), batch_size=8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _few_draws_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here asks for the bound after the last step, which takes longer than the steps."""
+    monkeypatch.setattr(evaluation, "_MOST_DRAWS", 2)
+    monkeypatch.setattr(running, "_BOUND_EVALUATIONS", 2)
 
 
 def taken(setting: Callable[[], dict[str, Any]], compile: Any, steps: int = 8) -> FitResult:

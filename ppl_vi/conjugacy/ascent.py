@@ -251,7 +251,7 @@ class Ascent:
         expected = summed_out(terms, self.enumerated)
         if not leaves:
             return expected.detach(), terms, {}
-        found = torch.autograd.grad(expected, list(leaves.values()), _one_like(expected))
+        found = torch.autograd.grad(expected, list(leaves.values()))
         return expected.detach(), terms, dict(zip(leaves, found, strict=True))
 
     def _best_of(
@@ -276,9 +276,8 @@ class Ascent:
         leaves = [leaf for name in block for leaf in moments[name]]
         terms = [term for term in self.terms(moments).every if term.log_prob.requires_grad]
         weigh = weighing(weights)
-        # The gradient of the weighted sum, without the sum: no log-density need be computed.
-        outer = [weigh(term) for term in terms]
-        found = iter(torch.autograd.grad([t.log_prob for t in terms], leaves, outer))
+        weighted = sum(_Weighted.apply(term.log_prob, weigh(term)) for term in terms)
+        found = iter(torch.autograd.grad(weighted, leaves))
         rows = {term.name: term.multiplicity for term in terms}
         with torch.no_grad():
             return tuple(next(found) / rows[name] for name in block for _ in moments[name])
@@ -298,8 +297,21 @@ class Ascent:
             }
 
 
-def _one_like(number: Tensor) -> Tensor:
-    return torch.ones((), dtype=number.dtype, device=number.device)
+class _Weighted(torch.autograd.Function):
+    """A weighted sum for its gradient's sake alone: no log-density need be computed.
+
+    With the weights handed to ``torch.autograd.grad`` instead, torch would load sympy for their shapes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_prob: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        return weights.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Any) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return weights, None
 
 
 def _density(name: str, distribution: Any, value: Any) -> Tensor:

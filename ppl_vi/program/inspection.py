@@ -253,6 +253,7 @@ def _depends(end: Tensor) -> bool:
             nodes += [source for source, _ in node.next_functions]
             leaves += [node.variable] if hasattr(node, "variable") else []
     # Unequal weights, lest the gradients of several elements cancel.
-    gradients = torch.autograd.grad(finite, leaves, torch.rand_like(finite), retain_graph=True)
+    weighted = (finite * torch.rand_like(finite)).sum()
+    gradients = torch.autograd.grad(weighted, leaves, retain_graph=True)
     # A logarithm or a power of an end may have the slope 0 · inf, at a place that does not move.
     return any(bool(gradient.nan_to_num(nan=0.0).any()) for gradient in gradients)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppl_vi.errors import ModelError
+from ppl_vi.observing import Observer
 
 _MOST_NUMBERS = 2**26
 """In one tensor. A step holds some ten of them for each particle."""
@@ -40,11 +40,11 @@ def limited_joint_states(summed: Collection[str]) -> Iterator[None]:
         raise ModelError(_refusal(tuple(summed), limit.refused)) from None
 
 
-class _Limit(TorchDispatchMode):
+class _Limit(Observer):
     """Stop before an operation whose arguments are, or broadcast to, too many joint states."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.refused: tuple[int, ...] | None = None
 
     def __torch_dispatch__(

@@ -33,10 +33,9 @@ GROUP = integers(8, 100)
 MEASURED = (normal(8) * 2)[GROUP] + normal(100) / 2 + 1
 COUNTS = torch.poisson((normal(8).exp() * 2)[GROUP], generator=GENERATOR)
 BITS = (normal(100, 6) < torch.where(torch.arange(100)[:, None] < 50, 0.8, -0.8)).double()
-SERIES = torch.tensor([-3.0, 0.0, 3.0]).double()[
-    (integers(3, 40, 1) == 0).long().cumsum(0)[:, 0] % 3
-] + 0.5 * normal(40)
-SYMBOLS = integers(4, 30)
+STATES = (integers(3, 40, 1) == 0).long().cumsum(0)[:, 0] % 3
+SERIES = (torch.tensor([-3.0, 0.0, 3.0]).double()[STATES] + 0.5 * normal(40))[:14]
+SYMBOLS = integers(4, 30)[:12]  # chains are loops in Python
 EFFECTS = torch.where(integers(2, 40, 1) == 0, -4.0, 4.0) + normal(40, 1) + normal(40, 3) / 2
 ONE = torch.tensor(1.0).double()
 

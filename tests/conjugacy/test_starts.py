@@ -165,8 +165,9 @@ def sum_of_two(x: Tensor) -> None:
 
 def test_latents_are_of_one_kind_where_their_states_mean_the_same() -> None:
     (chain,) = kinds(programs.gaussian_chain, programs.SERIES)
-    assert chain.sites == tuple(f"z_{t}" for t in range(40)) and chain.states == 3
-    assert chain.seen == {f"z_{t}": (f"y_{t}",) for t in range(40)}
+    length = len(programs.SERIES)
+    assert chain.sites == tuple(f"z_{t}" for t in range(length)) and chain.states == 3
+    assert chain.seen == {f"z_{t}": (f"y_{t}",) for t in range(length)}
     bimodal = torch.tensor([-5.0, 5.0]).repeat(20) + programs.normal(40)
     assert [kind.seen for kind in kinds(two_mixtures, bimodal, bimodal)] == [
         {"z": ("x",)},

@@ -22,7 +22,7 @@ from ppl_vi.compilation import Wish
 from ppl_vi.objectives import ELBO
 from ppl_vi.options import check_alike, check_callbacks, check_checkpoint, check_options
 from ppl_vi.partial import PartialGuide
-from ppl_vi.randomness import forked_rng, random_state, use_random_state
+from ppl_vi.randomness import checked_seed, forked_rng, random_state, use_random_state
 from ppl_vi.ranks.group import ALONE, Ranks, joined, local_device, spoken_by_first
 from ppl_vi.ranks.shards import Shard, shared_source
 from ppl_vi.restarts import Race
@@ -157,6 +157,7 @@ def fit(
         check_options(objective, steps, restarts, on_nan, compile, tol, shard)
         check_callbacks(callbacks)
         check_checkpoint(checkpoint, checkpoint_every, resume)
+        seed = None if seed is None else checked_seed(seed)
         check_alike(
             ranks,
             steps=steps,

@@ -21,6 +21,9 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: seeds all three generators inside the block.
 
+    Raises:
+        ValueError: the seed is none that all three take.
+
     Example:
         >>> import torch
         >>> with forked_rng(seed=1):
@@ -38,19 +41,24 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
         restore()
 
 
+def checked_seed(seed: Any) -> int:
+    """The seed as a Python number; a ValueError for one that not all generators take."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, not {seed!r}.")
+    return int(seed)
+
+
 def seed_all(seed: int) -> None:
     """Seed torch's, NumPy's and Python's generators.
 
-    Where torch knows of no accelerator, its generator is seeded directly: ``torch.manual_seed`` first
-    writes down for three kinds of device where it was called from, which takes as long as a small
-    program.
+    Where torch was built for no accelerator, its generator is seeded directly: ``torch.manual_seed``
+    first writes down for three kinds of device where it was called from, which takes as long as a
+    small program.
 
     Raises:
         ValueError: the seed is none that all three take.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}.")
-    seed = int(seed)
+    seed = checked_seed(seed)
     if torch.accelerator.current_accelerator() is None:
         torch.default_generator.manual_seed(seed)
     else:

@@ -240,6 +240,7 @@ CASES: dict[str, Bad] = {
     "batches of no data": bad(DataError, "batch_size=4", model=lambda: None, data=None, batch_size=4),
     "0 steps": bad(ValueError, "steps.*0", steps=0),
     "a seed between whole numbers": bad(ValueError, "seed.*1.5", seed=1.5),
+    "a seed of True": bad(ValueError, "seed.*True", seed=True),
     "a negative seed": bad(ValueError, "seed.*-1", seed=-1),
     "1.5 steps": bad(ValueError, "steps.*1.5", steps=1.5),
     "0 restarts": bad(ValueError, "restarts.*0", restarts=0),

@@ -95,6 +95,12 @@ def test_seeding_is_as_pyro_s_and_looks_at_no_stack(monkeypatch):
     assert drawn() == expected
 
 
+def test_a_seed_of_numpy_s_is_that_number(tmp_path):
+    seeded, plain = (quick(guide="normal", seed=seed) for seed in (np.int64(3), 3))
+    assert torch.equal(seeded.losses, plain.losses)
+    seeded.save(tmp_path / "seeded")
+
+
 def test_an_unseeded_fit_draws_from_the_global_state():
     before = torch.get_rng_state()
     one = quick()

@@ -65,7 +65,7 @@ class CapturedLoss:
 def _hand_over(
     gradients: Sequence[Tensor], parameters: Sequence[Tensor], others: Sequence[Tensor]
 ) -> None:
-    """Set gradients, laid out as parameters are, in memory of their own: they are changed in place.
+    """Set gradients, laid out as parameters are, in memory of their own: optimizers change them.
 
     Args:
         gradients: made by a graph; copied only where that is needed.
@@ -74,7 +74,9 @@ def _hand_over(
     """
     taken = set(map(memory_of, others))
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if memory_of(gradient) in taken or gradient.stride() != parameter.stride():
+        gradient = gradient.resolve_conj().resolve_neg()
+        whole = gradient.untyped_storage().nbytes() == gradient.nbytes
+        if memory_of(gradient) in taken or not whole or gradient.stride() != parameter.stride():
             gradient = torch.empty_like(parameter).copy_(gradient)
         parameter.grad = gradient
         taken.add(memory_of(gradient))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -275,8 +275,8 @@ class Ascent:
         """
         leaves = [leaf for name in block for leaf in moments[name]]
         terms = [term for term in self.terms(moments).every if term.log_prob.requires_grad]
-        weigh = weighing(weights)
-        weighted = sum(_Weighted.apply(term.log_prob, weigh(term)) for term in terms)
+        weigh, apply = weighing(weights), cast(Any, _Weighted.apply)
+        weighted: Any = sum(apply(term.log_prob, weigh(term)) for term in terms)
         found = iter(torch.autograd.grad(weighted, leaves))
         rows = {term.name: term.multiplicity for term in terms}
         with torch.no_grad():
@@ -298,8 +298,9 @@ class Ascent:
 
 
 class _Weighted(torch.autograd.Function):
-    """A weighted sum for its gradient's sake alone: no log-density need be computed.
+    """Zero, with the gradient of a weighted sum: a graph of that need not compute the log-densities.
 
+    A factor before it is not seen, which would take another pass over the weights.
     With the weights handed to ``torch.autograd.grad`` instead, torch would load sympy for their shapes.
     """
 
@@ -309,7 +310,7 @@ class _Weighted(torch.autograd.Function):
         return weights.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, _: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
         (weights,) = ctx.saved_tensors
         return weights, None
 

@@ -27,8 +27,8 @@ from ppl_vi.program.structure import Structure
 from ppl_vi.program.tracing import Pair, draw_plainly, subsampled_rows, trace_model
 
 _TRIED = 3
-"""Particles. One less are tried, too: where they are nearly alike, a tensor of the program that has as
-many rows hides a mistake, but not from both."""
+"""Particles, and then one fewer. A tensor of the program that has as many rows hides a mistake where
+particles are nearly alike, but it has only one of the two numbers of rows."""
 _REFUSED = (
     *(ValueError, RuntimeError, TypeError, IndexError, KeyError, NotImplementedError),
     AssertionError,  # Pyro's, of an enumerated value whose dimensions another one has taken

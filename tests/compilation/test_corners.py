@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from ppl_vi import CompileError, FitResult, fit
 from ppl_vi.compilation import building, choosing
+from ppl_vi.compilation.captured_loss import _hand_over
 from ppl_vi.compilation.capturing import capture
 from ppl_vi.compilation.watching import Undo
+from ppl_vi.observing import memory_of
 from ppl_vi.randomness import forked_rng
 
 X = torch.randn(23, generator=torch.Generator().manual_seed(0)) + 1.0
@@ -314,6 +316,22 @@ def test_gradients_that_share_their_memory() -> None:
     assert captured.execution.mode == "captured"
     same(captured, eager)
     assert torch.equal(slope, torch.linspace(-1.0, 1.0, 23))
+
+
+def test_gradients_are_handed_over_as_they_are_where_they_can_be() -> None:
+    own, parts, plain = torch.ones(3), torch.ones(6), torch.zeros(3)
+    parameters = [torch.zeros(3, requires_grad=True) for _ in range(5)]
+    turned = torch.complex(plain, own).conj().imag  # lazily negated
+    _hand_over([own, own, parts[:3], plain, turned], parameters, [plain])
+    gradients = [parameter.grad for parameter in parameters]
+    assert gradients[0] is own
+    assert not any(gradient is given for gradient in gradients[1:] for given in (own, plain))
+    memories = {
+        memory_of(gradient) for gradient in [*gradients, parts, plain] if gradient is not None
+    }
+    assert len(memories) == 7
+    values = [g.tolist() for g in gradients if g is not None and not g.is_neg()]
+    assert values == [[1.0] * 3] * 3 + [[0.0] * 3, [-1.0] * 3]
 
 
 def test_an_empty_group_of_parameters() -> None:

@@ -171,7 +171,7 @@ def modules_of_compiler() -> list[str]:
         text=True,
         timeout=300,
     )
-    return (done.stdout + done.stderr).splitlines()
+    return (done.stdout if done.returncode == 0 else done.stderr).splitlines()
 
 
 def test_fits_load_no_compiler() -> None:

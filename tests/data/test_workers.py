@@ -32,7 +32,7 @@ class Broken(Dataset[torch.Tensor]):
 def test_what_a_data_set_raises_in_a_worker_is_no_death(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)) as raised, worker_deaths_told():
         list(DataLoader(Broken(error), num_workers=1))
-    traceback.clear_frames(raised.tb)  # else their circle's end would wait for the worker's
+    traceback.clear_frames(raised.tb)  # which hold the worker: its end would take five seconds
 
 
 @pytest.mark.parametrize("said", ["", "Connection reset by peer.\nmore"])

@@ -1,7 +1,7 @@
 """The measuring tool of gradients: right references, honest z, and nothing left behind.
 
 Two right estimators with three parameters are held against the exact gradient below 4.5 standard
-errors, and four with two parameters against each other: seeds alarm falsely once in 4,500.
+errors, and four with two parameters against each other: these alarm falsely once in 4,500.
 """
 
 from dataclasses import dataclass

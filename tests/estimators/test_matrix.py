@@ -8,7 +8,7 @@ once in 25. Each case has a fixed seed of its own.
 
 Time goes into the number of gradients, not of particles: there are 20 of 400, and of estimators that
 learn from gradient to gradient 40 of 148. The particles make up for Student's longer tails: a bias
-shows as it does in 80 gradients of 64 at 4.5 standard errors.
+that does not shrink with them shows as it does in 80 gradients of 64 at 4.5 standard errors.
 """
 
 import math

@@ -5,8 +5,8 @@ by Gauss-Hermite nodes that carry the gradient. 75 cases make 448 comparisons, e
 in 53,000 by Student's t, so that about one set of seeds in 120 alarms; each case has a seed of its own.
 
 Time goes into the number of gradients, not of particles: there are few gradients of many. The
-particles make up for Student's longer tails: a bias shows as it does in 100 gradients of 64 at 4.5
-standard errors.
+particles make up for Student's longer tails: a bias that does not shrink with them shows as it
+does in 100 gradients of 64 at 4.5 standard errors.
 """
 
 import itertools

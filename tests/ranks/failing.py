@@ -69,7 +69,7 @@ CASES = {
 
 
 if __name__ == "__main__":
-    group._GRACE = 0.0  # nobody ends who has told a reason
+    group._GRACE = 0.0  # no process that told its reason ends here, so none need wait for it
     for name, case in CASES.items():
         try:
             told = str(case())

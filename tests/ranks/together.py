@@ -1,6 +1,6 @@
 """Fits of several processes, each beside the same fit of one process: run by every process of a job.
 
-Every case is fitted twice in each process, together with the others and alone, and has to come to the
+Every case is fitted in each process together with the others, and once alone, and has to come to the
 same.
 Arguments: names of groups of cases.
 """

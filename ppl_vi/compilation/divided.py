@@ -9,6 +9,7 @@ multiplies by is torch's own product for one thread, made for the processor.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,21 @@ def with_divided_products(graph: GraphModule) -> GraphModule:
     if not has_products():
         return graph
     operation = torch.ops.ppl_vi.divided_product.default
-    return with_products_by(
-        operation, graph, lambda factors: is_large(factors, _LEAST_WORK, _LEAST_SIDE)
-    )
+    return with_products_by(operation, graph, _is_divided)
+
+
+def _is_divided(factors: Sequence[Any]) -> bool:
+    """Whether a product is worth it, of two matrices or of the rows of one with as many numbers."""
+    least_side = 1 if _adds_rows(factors) else _LEAST_SIDE
+    return is_large(factors, _LEAST_WORK, least_side)
+
+
+def _adds_rows(factors: Sequence[Any]) -> bool:
+    """Whether one vector is summed: of rows that lie one after the other, each times a number."""
+    a, b = (factor.meta["val"] for factor in factors)
+    if int(a.shape[0]) == 1:
+        return b.strides[1] == 1 and int(b.shape[1]) >= _LEAST_SIDE
+    return int(b.shape[1]) == 1 and a.strides[0] == 1 and int(a.shape[0]) >= _LEAST_SIDE
 
 
 @cache

@@ -33,6 +33,9 @@ struct Matrix {
     // Whether its rows lie one after the other, rather than its columns.
     bool by_rows() const { return right == 1; }
 
+    // The same numbers with rows for columns.
+    Matrix turned() const { return {data, columns, rows, right, down}; }
+
     Matrix part(int64_t row, int64_t num_rows, int64_t column, int64_t num_columns) const {
         return {data + row * down + column * right, num_rows, num_columns, down, right};
     }
@@ -156,6 +159,9 @@ inline Along direction(const Matrix& out, const Matrix& a, const Matrix& b, int 
 
 // Whether torch could compute it.
 inline bool divided_product(const Matrix& out, const Matrix& a, const Matrix& b) {
+    if (b.columns == 1 && a.rows > 1) {
+        return divided_product(out.turned(), b.turned(), a.turned());
+    }
     const int threads = omp_get_max_threads();
     const Along along = direction(out, a, b, threads);
     const int64_t size = out.rows * out.columns;

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.compilation import divided
 from ppl_vi.compilation.building import Builds
+from ppl_vi.compilation.capturing import capture
+from ppl_vi.compilation.graphs import functional
 
 needs_products = pytest.mark.skipif(
     not divided.has_products(), reason="torch has no products of one thread for this processor"
@@ -29,6 +30,8 @@ SIDES = (
     (700, 20, 40),
     (16, 16, 2000),
 )
+OF_ROWS = ((1, 30_000, 50), (1, 3_000, 400), (1, 900, 777), (1, 400, 3_000))
+"""One vector, of rows that lie one after the other, each times a number."""
 
 
 @contextmanager
@@ -49,13 +52,20 @@ def factors() -> list[Tensor]:
         found = torch.randn(shape, generator=draws)
         return found.t() if turned else found
 
-    return [
+    by_matrices = [
         matrix(*sides, turned)
         for m, k, n in SIDES
         for a_turned in (False, True)
         for b_turned in (False, True)
         for sides, turned in (((m, k), a_turned), ((k, n), b_turned))
     ]
+    by_vectors = [
+        factor
+        for m, k, n in OF_ROWS
+        for a, b in [(matrix(m, k, False), matrix(k, n, False))]
+        for factor in (a, b, b.t(), a.t())
+    ]
+    return by_matrices + by_vectors
 
 
 def pairs(tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -69,11 +79,10 @@ def test_all_shapes_and_layouts_have_the_right_product(
     monkeypatch.setenv("PPL_VI_CACHE", str(tmp_path))
     tensors = factors()
 
-    def products(*given: Tensor) -> list[Tensor]:
-        return [torch.mm(a, b) for a, b in pairs(list(given))]
-
-    graph = divided.with_divided_products(make_fx(products, tracing_mode="fake")(*tensors))
+    captured = capture(lambda: [torch.mm(a, b) for a, b in pairs(tensors)], tensors)
+    graph = divided.with_divided_products(captured.graph)
     assert "aten.mm" not in graph.code
+    graph = functional(graph, captured.tensors, captured.changed)
     compiled = Builds().build(f"products {tmp_path}", lambda: graph, tensors)
     for number in (1, 2, 3, 24):  # of 24 some have no rows or terms at all
         with threads(number):
@@ -85,8 +94,8 @@ def test_all_shapes_and_layouts_have_the_right_product(
             assert torch.equal(product, repeated)
 
 
-def targets(function: object, *inputs: Tensor) -> list[object]:
-    graph = make_fx(function, tracing_mode="fake")(*inputs)
+def targets(function: Callable[..., Tensor], *inputs: Tensor) -> list[object]:
+    graph = capture(lambda: [function(*inputs)], inputs).graph
     before = [node.target for node in graph.graph.nodes]
     changed = divided.with_divided_products(graph)
     assert [node.target for node in graph.graph.nodes] == before
@@ -100,6 +109,10 @@ def test_large_products_are_divided_and_small_ones_left() -> None:
     assert targets(torch.mm, large, large) == [product]
     assert targets(torch.mm, large, narrow) == [torch.ops.aten.mm.default]
     assert targets(torch.mm, large.double(), large.double()) == [torch.ops.aten.mm.default]
+    rows, weights = torch.randn(10_000, 50), torch.randn(1, 10_000)
+    assert targets(torch.mm, weights, rows) == [product]
+    assert targets(torch.mm, rows.t(), weights.t()) == [product]
+    assert targets(torch.mm, weights, torch.randn(50, 10_000).t()) == [torch.ops.aten.mm.default]
     added = [product, torch.ops.aten.add.Tensor]
     assert targets(torch.addmm, torch.randn(200), large, large) == added
 

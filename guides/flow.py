@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppl_vi.guides.mixture import MixtureGuide, check_counts
+from ppl_vi.counts import check_count
+from ppl_vi.guides.mixture import MixtureGuide
 from ppl_vi.guides.networks import WeightedTransform, flat_weights
 from ppl_vi.registry import autoguide_builder, register_guide
 from ppl_vi.starts import GuideStart
@@ -81,7 +82,8 @@ class FlowGuide(MixtureGuide):
         num_searches: int = _SEARCHES,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        check_counts(num_transforms=num_transforms, num_bins=num_bins)
+        check_count("num_transforms", num_transforms)
+        check_count("num_bins", num_bins)
         if kind not in ("spline", "affine"):
             raise ValueError(f"kind must be 'spline' or 'affine', not {kind!r}.")
         _need_zuko()

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.nn.module import PyroParam
 from torch import Tensor, nn
 
+from ppl_vi.counts import check_count
 from ppl_vi.guides.joint import JointGuide
 from ppl_vi.guides.unconstrained import Unconstrained, UnconstrainedGuide
 from ppl_vi.registry import autoguide_builder, register_guide
@@ -142,8 +143,8 @@ class LowRankGuide(GaussianGuide):
         rank: int | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-            raise ValueError(f"rank must be a positive integer, not {rank!r}.")
+        if rank is not None:
+            check_count("rank", rank)
         super().__init__(model, create_plates=create_plates)
         self.rank = rank
 

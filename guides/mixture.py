@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.nn.module import PyroParam
 from torch import Tensor, nn
 
+from ppl_vi.counts import check_count
 from ppl_vi.guides.joint import JointGuide, SampledNormal
 from ppl_vi.registry import autoguide_builder, register_guide
 from ppl_vi.starts import GuideStart
@@ -71,7 +72,8 @@ class MixtureGuide(JointGuide):
         num_searches: int = _SEARCHES,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        check_counts(num_components=num_components, num_searches=num_searches)
+        check_count("num_components", num_components)
+        check_count("num_searches", num_searches)
         if covariance not in ("full", "diagonal"):
             raise ValueError(f"covariance must be 'full' or 'diagonal', not {covariance!r}.")
         super().__init__(model, create_plates=create_plates)
@@ -140,13 +142,6 @@ def _allotted(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:
     chosen = torch.arange(len(shares), device=shares.device).repeat_interleave(numbers.long())
     weights = shares[chosen] / numbers[chosen]
     return chosen, weights.clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise a ValueError where one of them is not a positive integer."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive integer, not {count!r}.")
 
 
 register_guide("mixture", autoguide_builder(MixtureGuide))

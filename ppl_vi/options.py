@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, get_args
 
 import pyro.infer
 
+from ppl_vi.counts import check_count
 from ppl_vi.ranks.group import Ranks
 from ppl_vi.ranks.shards import Shard
 from ppl_vi.stepping.runners import OnNan
@@ -25,8 +25,7 @@ def check_options(
             f"objective: pass a ppl_vi objective or a pyro.infer.ELBO, not {objective!r}.{made}"
         )
     for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}.")
+        check_count(name, value)
     if shard is not None and shard not in get_args(Shard):
         raise ValueError(f"shard must be 'split', 'given' or None, not {shard!r}.")
     if on_nan not in get_args(OnNan):
@@ -62,8 +61,7 @@ def check_checkpoint(checkpoint: Any, every: Any, resume: Any) -> None:
     """Raise TypeError or ValueError for options of checkpoints that mean nothing."""
     if not (checkpoint is None or isinstance(checkpoint, (str, os.PathLike))):
         raise TypeError(f"checkpoint must be the path of a file, not {checkpoint!r}.")
-    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
-        raise ValueError(f"checkpoint_every must be a positive integer, not {every!r}.")
+    check_count("checkpoint_every", every)
     if not isinstance(resume, bool):
         raise ValueError(f"resume must be True or False, not {resume!r}.")
     if resume and checkpoint is None:

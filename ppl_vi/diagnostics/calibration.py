@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.counts import check_count
 from ppl_vi.data.sources import data_source
 from ppl_vi.diagnostics.refitting import Refits
 from ppl_vi.diagnostics.uniformity import Ranks, symmetry_p, uniformity_p
 from ppl_vi.errors import DataError
-from ppl_vi.objectives.base import check_count
 from ppl_vi.randomness import forked_rng
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def calibrate(
         Ranks, and a table of the tests; printed, it says what was found.
 
     Raises:
-        ValueError: too few simulations or draws.
+        ValueError: too few simulations or draws, or a seed that not all generators take.
         ModelError, GuideError, DataError: the model cannot be simulated, or as in ``fit``.
         FloatingPointError: no data set could be fitted.
 

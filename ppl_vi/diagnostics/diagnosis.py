@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.calibration import Calibration, calibrate
 from ppl_vi.diagnostics.components import component_remarks
 from ppl_vi.diagnostics.guide_weights import check_enough, guide_khat
@@ -17,7 +18,6 @@ from ppl_vi.diagnostics.pareto import KHat
 from ppl_vi.diagnostics.signal_to_noise import signal_to_noise
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.estimate import Estimate
-from ppl_vi.objectives.base import check_count
 from ppl_vi.stopping.reasons import StopReason
 from ppl_vi.sweeping.guides import is_swept
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.gradient_draws import Bench, Draw, bench, with_estimators
 from ppl_vi.estimators import Estimators
 from ppl_vi.objectives import ELBO, Objective
@@ -82,7 +82,8 @@ def gradient_variance(
         draws of its own, which tells nothing of its bias.
 
     Raises:
-        ValueError: no estimators, fewer than 2 draws, or an objective with estimators of its own.
+        ValueError: no estimators, fewer than 2 draws, an objective with estimators of its own, or a
+            seed that not all generators take.
         TypeError: an estimator or the objective is none.
         GuideError, ModelError, DataError: before the first draw, where an estimator cannot serve a
             site, or programs or data do not fit.
@@ -106,7 +107,7 @@ def gradient_variance(
     Source: Mohamed et al. (2020), section 3; Rainforth et al. (2018) for errors against work.
     """
     objective = ELBO() if objective is None else objective
-    check_draws(num_draws)
+    check_count("num_draws", num_draws, least=2)
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError(
             'estimators: pass the ones to compare by name, as in {"pathwise": Pathwise()}, not '
@@ -117,12 +118,6 @@ def gradient_variance(
         for each in compared.values():
             at.check(each)
         return measured(at, objective, compared, num_draws, progress)
-
-
-def check_draws(num_draws: Any) -> None:
-    """Raise a ValueError unless there are enough draws for a variance."""
-    if isinstance(num_draws, bool) or not isinstance(num_draws, Integral) or num_draws < 2:
-        raise ValueError(f"num_draws must be an integer of 2 or more, not {num_draws!r}.")
 
 
 def measured(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.infer.autoguide import AutoGuide
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.gradient_draws import Bench, bench, with_estimators
-from ppl_vi.diagnostics.gradient_variance import check_draws, measured
+from ppl_vi.diagnostics.gradient_variance import measured
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators import (
     Baseline,
@@ -133,7 +134,7 @@ def recommend_estimators(
     Source: Mohamed et al. (2020), section 9, weighs noise against cost alike.
     """
     objective = ELBO() if objective is None else objective
-    check_draws(num_draws)
+    check_count("num_draws", num_draws, least=2)
     with bench(model, guide, data, batch_size, data_plate, seed, device) as at:
         offered = _offered(at, objective, candidates or {})
         compared = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, ClassVar
 
 import pyro.infer
@@ -124,9 +123,3 @@ class BoundObjective(Objective, ABC):
         plan = prepare(self, pair)
         states = states_of(self, pair, plan.structure, plan.estimators)
         return surrogate(self, draw_with(plan, pair), plan, states, (pair.args, pair.kwargs))
-
-
-def check_count(name: str, count: Any) -> None:
-    """Raise a ValueError unless the count is a positive integer."""
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ValueError(f"{name} must be a positive integer, not {count!r}.")

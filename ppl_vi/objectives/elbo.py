@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.estimators import Baseline, Estimators, LeaveOneOut, Pathwise, ScoreFunction
-from ppl_vi.objectives.base import BoundObjective, check_count
+from ppl_vi.objectives.base import BoundObjective
 
 
 class MeanObjective(BoundObjective, ABC):

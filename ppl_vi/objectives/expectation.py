@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.drawing import draw_with
 from ppl_vi.estimators import Estimators
-from ppl_vi.objectives.base import check_count
 from ppl_vi.objectives.elbo import MeanObjective
 from ppl_vi.planning import Plan
 from ppl_vi.preparation import prepare

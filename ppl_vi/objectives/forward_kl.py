@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.errors import GuideError
 from ppl_vi.estimators import Estimators, detached_draw, named_estimators
-from ppl_vi.objectives.base import Objective, check_count
+from ppl_vi.objectives.base import Objective
 from ppl_vi.planning import Plan
 from ppl_vi.program import Pair, run
 from ppl_vi.surrogate import OnGrid

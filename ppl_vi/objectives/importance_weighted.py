@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.doubly_reparameterized import check_pathwise, doubly_reparameterized
 from ppl_vi.estimators import Estimators
-from ppl_vi.objectives.base import BoundObjective, check_count
+from ppl_vi.objectives.base import BoundObjective
 from ppl_vi.planning import Plan
 from ppl_vi.program import Pair
 

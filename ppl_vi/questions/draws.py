@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics import inference_data, posterior_table
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
@@ -93,7 +94,7 @@ class PosteriorDraws(ABC):
         Returns:
             ``[num_samples, *plates]`` by observed site.
         """
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
 
         def answer(drawn: Drawn) -> dict[str, Draws]:
             structure, pair, values, count = drawn[:4]
@@ -138,7 +139,7 @@ class PosteriorDraws(ABC):
             >>> idata = result.to_arviz(coords={"schools": names})  # doctest: +SKIP
             >>> az.plot_forest(idata, var_names=["theta"])  # doctest: +SKIP
         """
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
         with self.fitted.applied():
             posterior = Posterior(self.job)
             groups = posterior.collect(num_samples, lambda drawn: answered(drawn, _plain))
@@ -193,7 +194,7 @@ class PosteriorDraws(ABC):
 
     def _plain_draws(self, num_samples: int) -> Draws:
         """Draws of all sites of the model, components as the guide numbers them."""
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
         with self.fitted.applied():
             groups = Posterior(self.job).collect(
                 num_samples, lambda drawn: {"posterior": _plain(drawn)}
@@ -204,7 +205,7 @@ class PosteriorDraws(ABC):
         """Draws that importance weights correct."""
         from ppl_vi.diagnostics.reweighting import reweighted  # it asks questions itself
 
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
         job = marginalized(self.job)
         pair = job.pair(job.source.whole())
         with self.fitted.applied():
@@ -220,12 +221,6 @@ class PosteriorDraws(ABC):
     def _draws_of(self, sites: Sequence[str], num_samples: int) -> Draws:
         plain = self._plain_draws(num_samples)
         return {name: plain[name] for name in sites}
-
-
-def check_draws(num_samples: Any) -> None:
-    """Raise a ValueError unless a number of draws is a positive integer."""
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
 
 
 def _plain(drawn: Drawn) -> Draws:

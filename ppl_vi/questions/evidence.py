@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.pareto import khat_of_tail, usable
 from ppl_vi.estimate import Estimate
 from ppl_vi.job import Job
-from ppl_vi.objectives.base import check_count
 from ppl_vi.questions.predicting import weighing_of_new
 from ppl_vi.questions.weighing import Means, Weighing
 from ppl_vi.sweeping.guides import marginalized

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vi.counts import check_count
 from ppl_vi.data.arguments import as_arguments
 from ppl_vi.data.sources import data_source
 from ppl_vi.job import Job
 from ppl_vi.program import Structure
-from ppl_vi.questions.draws import PosteriorDraws, check_draws
+from ppl_vi.questions.draws import PosteriorDraws
 from ppl_vi.questions.posterior import Draws, Posterior
 from ppl_vi.questions.predictions import (
     LocalLatents,
@@ -72,7 +73,7 @@ class PredictiveDraws(PosteriorDraws):
             >>> result.predict(torch.ones(3), num_samples=100)
             Prediction(y: [100, 3])
         """
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
         with self.fitted.applied():
             if not (args or kwargs):
                 prediction = replicated(Posterior(self.job), num_samples)
@@ -117,7 +118,7 @@ class PredictiveDraws(PosteriorDraws):
             >>> result.responsibilities(data=torch.tensor([4.0])).round()
             tensor([[0., 1.]])
         """
-        check_draws(num_samples)
+        check_count("num_samples", num_samples)
         with self.fitted.applied():
             posterior = Posterior(self.job)
             name = _discrete(posterior.structure, site)

@@ -44,17 +44,27 @@ def with_divided_products(graph: GraphModule) -> GraphModule:
 
 
 def _is_divided(factors: Sequence[Any]) -> bool:
-    """Whether a product is worth it, of two matrices or of the rows of one with as many numbers."""
+    """Whether dividing a product is worth it: of large matrices, or of one row and a large matrix."""
     least_side = 1 if _adds_rows(factors) else _LEAST_SIDE
-    return is_large(factors, _LEAST_WORK, least_side)
+    return is_large(factors, _LEAST_WORK, least_side) and all(map(_lies_apart, factors))
 
 
 def _adds_rows(factors: Sequence[Any]) -> bool:
-    """Whether one vector is summed: of rows that lie one after the other, each times a number."""
+    """Whether rows that lie one after the other are added up, each times a number."""
     a, b = (factor.meta["val"] for factor in factors)
-    if int(a.shape[0]) == 1:
-        return b.strides[1] == 1 and int(b.shape[1]) >= _LEAST_SIDE
-    return int(b.shape[1]) == 1 and a.strides[0] == 1 and int(a.shape[0]) >= _LEAST_SIDE
+    matrix, along = (b, 1) if int(a.shape[0]) == 1 else (a, 0)
+    width, rows = int(matrix.shape[along]), int(matrix.shape[1 - along])
+    is_vector = 1 in (int(a.shape[0]), int(b.shape[1]))
+    return is_vector and matrix.strides[along] == 1 and min(width, rows) >= _LEAST_SIDE
+
+
+def _lies_apart(factor: Any) -> bool:
+    """Whether rows or columns that lie one after the other share no memory, as expanded ones do."""
+    value = factor.meta["val"]
+    (rows, columns), (down, right) = value.shape, value.strides
+    if right == 1 and rows > 1:
+        return bool(down >= columns)
+    return bool(right >= rows) if down == 1 and columns > 1 else True
 
 
 @cache

@@ -125,6 +125,8 @@ inline void product(const Matrix& out, const Matrix& first, const Matrix& second
     }
     thread_local std::vector<float> kept_a, kept_b;
     const Matrix a = laid_by_rows(first, kept_a), b = laid_by_rows(second, kept_b);
+    const int64_t a_down = a.rows == 1 ? a.columns : a.down;  // of one row it may be anything
+    const int64_t out_down = out.rows == 1 ? out.columns : out.down;
     const int64_t terms = part_of(a.columns, most_terms);
     const int64_t width = part_of(b.columns, most_kept / std::min(terms, most_terms));
     if (a.columns == 0) {  // a thread without terms
@@ -136,7 +138,7 @@ inline void product(const Matrix& out, const Matrix& first, const Matrix& second
         const int64_t num_terms = std::min(terms, a.columns - k);
         for (int64_t n = 0; n < b.columns; n += width) {
             at::native::cpublas::brgemm(
-                out.rows, std::min(width, b.columns - n), num_terms, a.down, b.down, out.down,
+                out.rows, std::min(width, b.columns - n), num_terms, a_down, b.down, out_down,
                 k > 0, a.data + k, b.data + k * b.down + n, out.data + n, false);
         }
     }

@@ -2,7 +2,8 @@
 
 On some processors MKL is fast, on others oneDNN by a factor of two; torch always asks MKL. Which is
 faster for a product is measured once on a machine, and kept beside the compiled steps, so that a fit
-repeats with its seed. A matrix times one vector is left to the compiler: its loop runs on all threads.
+repeats with its seed. A matrix that lies by rows times one vector is left to the compiler: its loop
+runs on all threads.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from torch import Tensor
 from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.calibration import Calibration, calibrate
 from ppl_vi.diagnostics.components import component_remarks
-from ppl_vi.diagnostics.guide_weights import check_enough, guide_khat
+from ppl_vi.diagnostics.guide_weights import guide_khat
 from ppl_vi.diagnostics.latent_report import latent_report
 from ppl_vi.diagnostics.nuts_check import compare_with_nuts
-from ppl_vi.diagnostics.pareto import KHat
+from ppl_vi.diagnostics.pareto import FEWEST_DRAWS, KHat
 from ppl_vi.diagnostics.signal_to_noise import signal_to_noise
 from ppl_vi.errors import GuideError, ModelError
 from ppl_vi.estimate import Estimate
@@ -155,7 +155,7 @@ def diagnose(
         fit_options: for calibration.
         progress: show progress bars.
     """
-    check_enough("num_draws", num_draws)
+    check_count("num_draws", num_draws, least=FEWEST_DRAWS)
     for name, count in (("simulations", simulations), ("nuts_draws", nuts_draws)):
         if count != 0:
             check_count(name, count)

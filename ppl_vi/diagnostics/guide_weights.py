@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import torch
 
+from ppl_vi.counts import check_count
 from ppl_vi.diagnostics.pareto import FEWEST_DRAWS, KHat
 from ppl_vi.job import Job
 from ppl_vi.questions.singles import plate_of_singles, singles
@@ -29,20 +29,13 @@ def guide_khat(job: Job, num_draws: int) -> KHat:
         ModelError, GuideError: as ``singles`` does.
         FloatingPointError: as ``smoothed`` does.
     """
-    check_enough("num_draws", num_draws)
+    check_count("num_draws", num_draws, least=FEWEST_DRAWS)
     job = marginalized(job)
     weighing = Weighing(job.weighted_pairs, job.data_plates)
     if job.data_plates and plate_of_singles(weighing) is not None:
         weighing = replace(weighing, batches=lambda: [_some_rows(job)])
     drawn = list(singles(weighing, num_draws))
     return KHat.of(torch.cat([each.log_w for each in drawn]), max(e.rounding for e in drawn))
-
-
-def check_enough(name: str, num_draws: Any) -> None:
-    """Raise a ValueError unless there are draws enough for a tail."""
-    whole = isinstance(num_draws, Integral) and not isinstance(num_draws, bool)
-    if not whole or num_draws < FEWEST_DRAWS:
-        raise ValueError(f"{name} must be an integer of {FEWEST_DRAWS} or more, not {num_draws!r}.")
 
 
 def _some_rows(job: Job) -> Any:

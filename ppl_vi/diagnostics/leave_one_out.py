@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.diagnostics.guide_weights import check_enough
-from ppl_vi.diagnostics.pareto import smoothed, usable
+from ppl_vi.counts import check_count
+from ppl_vi.diagnostics.pareto import FEWEST_DRAWS, smoothed, usable
 from ppl_vi.job import Job
 from ppl_vi.preparation import structure_of
 from ppl_vi.program import Structure, pointwise_log_likelihood, with_marginalized
@@ -33,7 +33,7 @@ def leave_one_out(job: Job, site: str | None, num_draws: int) -> Any:
         ValueError: too few draws, no such site, or several to choose from.
         ModelError, GuideError, FloatingPointError: as ``khat`` does.
     """
-    check_enough("num_draws", num_draws)
+    check_count("num_draws", num_draws, least=FEWEST_DRAWS)
     job = marginalized(job)
     pair = job.pair(job.source.whole())
     structure, weighing = structure_of(pair), on_all_rows(pair)

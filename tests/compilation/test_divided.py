@@ -63,7 +63,9 @@ def factors() -> list[Tensor]:
         factor
         for m, k, n in OF_ROWS
         for a, b in [(matrix(m, k, False), matrix(k, n, False))]
-        for factor in (a, b, b.t(), a.t())
+        for vector in (matrix(k, 1, False), matrix(k, 3, False)[:, 1:2])
+        for wider in [matrix(k, n + 5, False)[:, :n]]
+        for factor in (a, b, b.t(), a.t(), b.t(), vector, vector.t(), wider)
     ]
     return by_matrices + by_vectors
 
@@ -112,7 +114,10 @@ def test_large_products_are_divided_and_small_ones_left() -> None:
     rows, weights = torch.randn(10_000, 50), torch.randn(1, 10_000)
     assert targets(torch.mm, weights, rows) == [product]
     assert targets(torch.mm, rows.t(), weights.t()) == [product]
-    assert targets(torch.mm, weights, torch.randn(50, 10_000).t()) == [torch.ops.aten.mm.default]
+    left = torch.randn(50, 10_000).t(), torch.randn(50).expand(10_000, 50)
+    assert all(targets(torch.mm, weights, b) == [torch.ops.aten.mm.default] for b in left)
+    shifted = torch.randn(399).unfold(0, 200, 1)  # rows that share their numbers
+    assert targets(torch.mm, shifted, large) == [torch.ops.aten.mm.default]
     added = [product, torch.ops.aten.add.Tensor]
     assert targets(torch.addmm, torch.randn(200), large, large) == added
 

@@ -158,6 +158,7 @@ def fit(
         check_callbacks(callbacks)
         check_checkpoint(checkpoint, checkpoint_every, resume)
         seed = None if seed is None else checked_seed(seed)
+        steps, restarts, checkpoint_every = int(steps), int(restarts), int(checkpoint_every)
         check_alike(
             ranks,
             steps=steps,

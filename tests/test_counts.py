@@ -1,5 +1,6 @@
 """Numbers of steps, draws and parts, as users give them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ def test_there_may_be_a_least_number() -> None:
         check_count("draws", 24, least=25)
 
 
-def test_integers_of_numpy_are_integers() -> None:
+def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
     def model() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
 
     guide = LowRankGuide(model, rank=np.int64(2))
-    result = fit(model, guide, steps=np.int64(3), restarts=np.int64(1), progress=False)
+    files = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_every": np.int64(2)}
+    result = fit(model, guide, steps=np.int64(3), restarts=np.int64(1), progress=False, **files)
+    result.save(tmp_path / "result")
     assert result.sample(np.int64(4))["z"].shape == (4, 3)
     assert result.log_likelihood(np.int64(5)) == {}

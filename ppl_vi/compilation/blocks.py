@@ -95,12 +95,16 @@ class BlockRunner:
         self._stepper = _of_torch(eager.stepper)
         self._skips, self._scheduled = not stops, graphs.objective.scheduled
         self._shapes: dict[int, _Shape] = {}
-        usual = self._stream.usual()
+        usual = self._stream.usual
         graph = graphs.of(self._stream.batch(usual))
         live = {graphs.names[i]: graph.parameters[i] for i in graph.used}
         self._flat = FlatParameters(live, self._stepper.optimizer)
         self._options = self._stepper.options()
         self._next_check = 1
+        device = self._flat.live[0].device
+        # Every block begins with them, and changes neither.
+        self._begun = torch.zeros(2, dtype=torch.int64, device=device)
+        self._blank = torch.zeros(2, BLOCK, dtype=torch.float64, device=device)
         shape = self._plain(usual)
         self._shapes[len(usual)] = self._compiled(shape, usual, builds) if builds else shape
         for rows in self._stream.sizes():
@@ -112,7 +116,7 @@ class BlockRunner:
         done = self._eager.done
         if done >= self._next_check:
             self._next_check = done * (_LATER if count > 1 else _LATER_WATCHED)
-            self._graphs.check(self._stream.batch(self._stream.usual()), done)
+            self._graphs.check(self._stream.batch(self._stream.usual), done)
         if self._stepper.options() != self._options:
             raise CompileError("the optimizer's options have changed")
         if bare_step(self._stepper.optimizer) is None:
@@ -166,24 +170,21 @@ class BlockRunner:
         if failed and rollback is not None:
             rollback.go_back(self._flat.bring_back)
         losses, finite = after.record[:, :step].tolist()
-        return list(map(Taken, losses, map(bool, finite)))
+        return list(zip(losses, map(bool, finite), strict=True))
 
     def _keep(self, shape: _Shape, after: Carried) -> None:
         self._flat.write(after.flat, after.states, int(after.position[1]))
         held = shape.graph.captured.held
-        with torch.no_grad():
-            for number, value in zip(shape.step.changed, after.buffers, strict=True):
-                held[number].copy_(value)
+        for number, value in zip(shape.step.changed, after.buffers, strict=True):
+            held[number].detach().copy_(value)
 
-    def _block(
-        self, shape: _Shape, rows: Sequence[Tensor], taken: Sequence[Sequence[float]]
-    ) -> tuple[Carried, Fixed]:
+    def _block(self, shape: _Shape, rows: Sequence[Tensor], rates: Tensor) -> tuple[Carried, Fixed]:
         """What a block of steps on these rows, at these learning rates, starts from."""
         flat, graph, step = self._flat, shape.graph, shape.step
         device, held = flat.live[0].device, graph.captured.held
         carried = Carried(
-            torch.zeros(2, dtype=torch.int64, device=device),
-            torch.zeros(2, BLOCK, dtype=torch.float64, device=device),
+            self._begun,
+            self._blank,
             tuple(held[i].detach().contiguous() for i in step.changed),
             flat.flat,
             flat.states,
@@ -191,12 +192,10 @@ class BlockRunner:
         unused = [graph.parameters[i] for i, place in enumerate(step.parameters) if place is None]
         varying = {*step.changed, step.scheduled}
         still = [tensor for i, tensor in enumerate(held) if i not in varying]
-        numbers = torch.tensor(taken, dtype=torch.float64)
         if self._scheduled is not None:
             own = self._scheduled.rows(self._eager.done, len(rows))
-            numbers = torch.cat([numbers, own], 1)
-        rates = numbers.new_zeros(BLOCK, numbers.shape[1])
-        rates[: len(rows)] = numbers
+            rates = torch.cat([rates, own], 1)
+        rates = torch.constant_pad_nd(rates, (0, 0, 0, BLOCK - len(rows))).contiguous()
         index = torch.empty(BLOCK, len(rows[0]) if any(step.gathered) else 0, dtype=torch.int64)
         if any(step.gathered):
             torch.stack(list(rows), out=index[: len(rows)])
@@ -265,7 +264,8 @@ class BlockRunner:
     def _compiled(self, shape: _Shape, rows: Tensor, builds: Builds) -> _Shape:
         captured = shape.graph.captured
         graph = with_divided_products(with_written_products(captured.graph))
-        carried, fixed = self._block(shape, [rows], [self._stepper.now()])
+        rates = torch.tensor([self._stepper.now()], dtype=torch.float64)
+        carried, fixed = self._block(shape, [rows], rates)
 
         def loop() -> GraphModule:
             # Copies: what a loop is traced on may not share memory, which the program's tensors may.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
 
 from ppl_vi.checkpoints import State
@@ -77,15 +78,19 @@ class FlatParameters:
 
     def read(self) -> None:
         """Take the values of the live parameters, which a callback may have changed."""
-        with torch.no_grad():
-            self.flat = tuple(self._joined(piece, self.live) for piece in self.pieces)
+        # A copy: of one parameter alone its own memory is given.
+        self.flat = tuple(_flatten_dense_tensors(own).clone() for own in self._own())
 
     def write(self, flat: Sequence[Tensor], states: Sequence[Tensor], updates: int) -> None:
         """Keep the values after so many updates, and lay them into the live parameters."""
         self.flat, self.states = tuple(flat), tuple(states)
         self.updates += updates
-        with torch.no_grad():
-            torch._foreach_copy_(self.live, self._split(flat))
+        for own, values in zip(self._own(), flat, strict=True):
+            torch._foreach_copy_(own, _unflatten_dense_tensors(values, own))
+
+    def _own(self) -> list[list[Tensor]]:
+        """The live parameters of each piece, out of sight of gradients."""
+        return [[self.live[i].detach() for i in piece.parameters] for piece in self.pieces]
 
     def _take_over(self, moments: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the moments of each parameter; zeros before the first step."""

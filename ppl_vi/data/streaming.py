@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import groupby, repeat
 from typing import Any
 
@@ -63,9 +64,9 @@ class Stream:
     def runs(self, count: int) -> list[list[Tensor]]:
         """The row numbers of the next batches; each list has batches of one size."""
         if not self._source.batched:
-            return [[self.usual()] * count]
+            return [[self.usual] * count]
         rows = [self._next_rows() for _ in range(count)]
-        return [list(same) for _, same in groupby(rows, key=len)]
+        return [list(same) for _, same in groupby(rows, key=Tensor.numel)]
 
     def give_back(self, runs: Sequence[Sequence[Tensor]]) -> None:
         """Take back what was not used; it comes next."""
@@ -78,8 +79,9 @@ class Stream:
     def look(self) -> Batch:
         """A batch of the usual size; the stream stays where it is."""
         with forked_rng():  # data that draw
-            return self._source.at(self.usual())
+            return self._source.at(self.usual)
 
+    @cached_property
     def usual(self) -> Tensor:
         """The row numbers of a batch of the usual size."""
         return next(self._source.chunks())
@@ -127,7 +129,7 @@ class Stream:
         elif source.batched:
             self._pass = source.chunks(order, shuffled=True)
         else:
-            self._pass = repeat(self.usual())
+            self._pass = repeat(self.usual)
 
     def _randomness(self) -> State:
         """All that the order of the next pass comes from; row numbers come from the generator alone."""

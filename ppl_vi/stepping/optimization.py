@@ -18,7 +18,7 @@ from ppl_vi.checkpoints import State
 from ppl_vi.stepping.bare_steps import take_step, without_compiler
 from ppl_vi.stepping.moments import bring_back, in_words, saved, slow_down
 from ppl_vi.stepping.pyro_stepper import PyroStepper
-from ppl_vi.stepping.rates import INITIAL_RATE, StagedRate, default_optimizer
+from ppl_vi.stepping.rates import INITIAL_RATE, GeometricRate, StagedRate, default_optimizer
 
 OptimizerChoice = Callable[[Any], Any] | Literal["search"] | None
 """A torch optimizer class, a factory of an optimizer or a scheduler, or a Pyro optimizer."""
@@ -212,13 +212,15 @@ class TorchStepper:
         groups = self.optimizer.param_groups
         return [{n: v for n, v in group.items() if n not in left_out} for group in groups]
 
-    def rates(self, count: int) -> list[list[float]]:
-        """The learning rates of the next ``count`` steps, group by group.
+    def rates(self, count: int) -> Tensor:
+        """The learning rates of the next ``count`` steps, ``[count, groups]``.
 
         The schedule runs ahead; ``use_rates`` says how far the fit has followed.
         """
         if self._scheduler is None:
-            return [self.now()] * count
+            return torch.tensor([self.now()], dtype=torch.float64).expand(count, -1)
+        if isinstance(self._scheduler, GeometricRate):
+            return self._scheduler.ahead(count)
         self._before = copy.deepcopy(self._scheduler.state_dict()), self._groups()
         self._ahead = [self.now()]
         with warnings.catch_warnings():  # the optimizer's own step is never called
@@ -226,11 +228,14 @@ class TorchStepper:
             for _ in range(count - 1):
                 self._scheduler.step()
                 self._ahead.append(self.now())
-        return self._ahead
+        return torch.tensor(self._ahead, dtype=torch.float64)
 
     def use_rates(self, count: int) -> None:
         """The fit has made that many of the steps that rates were asked for."""
         if self._scheduler is None:
+            return
+        if isinstance(self._scheduler, GeometricRate):
+            self._scheduler.follow(count)
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,8 @@ from ppl_vi.stepping.rollback import Rollback
 OnNan = Literal["raise", "skip", "rollback"]
 
 
-class Taken(NamedTuple):
-    """One step that was taken: its loss, and whether all its numbers were finite."""
-
-    loss: float
-    finite: bool
+Taken = tuple[float, bool]
+"""One step that was taken: its loss, and whether all its numbers were finite."""
 
 
 class Runner(Protocol):
@@ -134,7 +131,7 @@ class EagerRunner:
         elif self._on_nan == "raise" or (rollback is not None and not self._went_back(rollback)):
             told = _complaint(self.done, loss, parameters, self._blame(batch))
             raise FloatingPointError(f"{told} {_remedy(rollback)}")
-        return Taken(loss, finite)
+        return loss, finite
 
     def _went_back(self, rollback: Rollback) -> bool:
         return rollback.go_back(lambda good: self.stepper.bring_back(good, trainable()))

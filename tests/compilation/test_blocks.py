@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi import ELBO, CompileError, FitResult, fit
-from ppl_vi.compilation import building, choosing, stepping
+from ppl_vi.compilation import building, choosing, flat
 
 X = torch.randn(23, generator=torch.Generator().manual_seed(0)) + 1.0
 BETA = torch.tensor(1.0)
@@ -256,7 +256,7 @@ def test_large_parameters_are_updated_by_themselves(monkeypatch: pytest.MonkeyPa
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc + rows.sum() + columns.prod(), 1.0), obs=x)
 
-    monkeypatch.setattr(stepping, "_LARGE", 6)
+    monkeypatch.setattr(flat, "_LARGE", 6)
     monkeypatch.setattr(choosing, "FEW_STEPS", 1)
     taken = [
         fit(wide, "normal", X, steps=20, optimizer=two_groups, compile=c, seed=0, progress=False)
@@ -265,3 +265,21 @@ def test_large_parameters_are_updated_by_themselves(monkeypatch: pytest.MonkeyPa
     assert [result.execution.mode for result in taken] == ["captured", "eager", "compiled"]
     same(taken[0], taken[1], 2e-6)
     same(taken[2], taken[1], 1e-4)
+
+
+@pytest.mark.parametrize("compile", ["auto", pytest.param(True, marks=pytest.mark.slow)])
+def test_numbers_that_a_callback_lays_elsewhere_are_seen(compile: Any) -> None:
+    """As ``.data`` in other memory, which is written to from then on, too."""
+
+    def move(progress: Any) -> None:
+        if progress.step == 50:
+            parameter = pyro.get_param_store()._params["loc_loc"]
+            parameter.data = parameter.data + 3.0
+
+    moved, eager, still = (
+        run(compile=c, callbacks=callbacks)
+        for c, callbacks in ((compile, [move]), (False, [move]), (False, []))
+    )
+    assert moved.execution.mode != "eager"
+    same(moved, eager, 1e-4)
+    assert abs(eager.losses[50] - still.losses[50]) > 1.0  # it is felt

@@ -21,6 +21,7 @@ from ppl_vi.compilation.stepping import Carried, Fixed, Step, looped
 from ppl_vi.data.streaming import Stream
 from ppl_vi.errors import CompileError
 from ppl_vi.stepping.bare_steps import bare_step
+from ppl_vi.stepping.moments import SETTLED_EVERY
 from ppl_vi.stepping.optimization import Stepper, TorchStepper
 from ppl_vi.stepping.runners import EagerRunner, Taken
 
@@ -166,6 +167,8 @@ class BlockRunner:
         self._eager.done += step
         if not failed:
             self._keep(shape, after)
+            if self._eager.done % SETTLED_EVERY == 0:
+                self._flat.settle()
         self._stepper.use_rates(moved)
         if failed and rollback is not None:
             rollback.go_back(self._flat.bring_back)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ppl_vi.checkpoints import State
 from ppl_vi.compilation.updates import Update, update_of
-from ppl_vi.stepping.moments import lay_into
+from ppl_vi.stepping.moments import lay_into, settled
 from ppl_vi.stepping.optimization import Stepper, TorchStepper
 
 _LARGE = 50_000
@@ -87,6 +87,15 @@ class FlatParameters:
         self.updates += updates
         for own, values in zip(self._own(), flat, strict=True):
             torch._foreach_copy_(own, _unflatten_dense_tensors(values, own))
+
+    def settle(self) -> None:
+        """Make zeros of moments that have all but vanished."""
+        states = iter(self.states)
+        kept: list[Tensor] = []
+        for piece in self.pieces:
+            own = {name: next(states) for name in piece.update.names}
+            kept += (own | settled(own)).values()
+        self.states = tuple(kept)
 
     def _own(self) -> list[list[Tensor]]:
         """The live parameters of each piece, out of sight of gradients."""

@@ -1,20 +1,26 @@
-"""The state of torch's optimizers: copied, brought back, made slower."""
+"""The state of torch's optimizers: copied, brought back, settled, made slower."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vi.checkpoints import State
 
+SETTLED_EVERY = 100
+"""Steps; at every multiple of it, whoever takes them, so that where a run is cut changes nothing."""
+
 _RATES = ("lr", "initial_lr", "eta")
+_AVERAGES = ("exp_avg", "momentum_buffer")
+_SETTLED_KINDS = (torch.float32, torch.float64)
 
 
 def saved(
@@ -62,6 +68,42 @@ def _at(parameter: Tensor, name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
     return value.clone() if name == "step" else value.to(parameter.device, copy=True)
+
+
+def settle(optimizer: Optimizer) -> None:
+    """Make zeros of moments that have all but vanished."""
+    for moments in optimizer.state.values():
+        moments.update(settled(moments))
+
+
+def settled(moments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Averages of gradients, with zeros for those that move a parameter no more.
+
+    Where gradients have become zeros, as of a rectifier that died, their average falls until rounding
+    holds it at the smallest numbers there are. Processors take a hundred times as long for those. An
+    average is settled well above them, and that of squares only where it divides nothing.
+
+    Args:
+        moments: of a parameter or of several, by torch's names.
+
+    Returns:
+        those that are settled, by name.
+    """
+    known = {name: moments.get(name) for name in _AVERAGES}
+    found = {name: _shrunk(own) for name, own in known.items() if _can_be_settled(own)}
+    squares = moments.get("exp_avg_sq")
+    if "exp_avg" in found and _can_be_settled(squares):
+        found["exp_avg_sq"] = torch.where(found["exp_avg"] == 0, _shrunk(squares), squares)
+    return found
+
+
+def _can_be_settled(moment: Any) -> TypeGuard[Tensor]:
+    return isinstance(moment, Tensor) and moment.dtype in _SETTLED_KINDS and not moment.is_sparse
+
+
+def _shrunk(moment: Tensor) -> Tensor:
+    kind = torch.finfo(moment.dtype)
+    return hardshrink(moment, kind.tiny / kind.eps)
 
 
 def slow_down(made: Optimizer | LRScheduler, factor: float) -> None:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vi.checkpoints import State
 from ppl_vi.stepping.bare_steps import take_step, without_compiler
-from ppl_vi.stepping.moments import bring_back, in_words, saved, slow_down
+from ppl_vi.stepping.moments import bring_back, in_words, saved, settle, slow_down
 from ppl_vi.stepping.pyro_stepper import PyroStepper
 from ppl_vi.stepping.rates import INITIAL_RATE, GeometricRate, StagedRate, default_optimizer
 
@@ -48,6 +48,9 @@ class Stepper(Protocol):
 
     def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         """Bring parameters and moments back to where they were; the schedule goes on."""
+
+    def settle(self) -> None:
+        """Make zeros of moments that have all but vanished."""
 
     def slow_down(self, factor: float) -> None:
         """Multiply all learning rates, also those to come."""
@@ -188,6 +191,9 @@ class TorchStepper:
 
     def bring_back(self, state: State, parameters: Mapping[str, Tensor]) -> None:
         bring_back(state, parameters, lambda parameter: self.optimizer)
+
+    def settle(self) -> None:
+        settle(self.optimizer)
 
     def slow_down(self, factor: float) -> None:
         slow_down(self._scheduler or self.optimizer, factor)

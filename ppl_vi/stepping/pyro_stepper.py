@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vi.checkpoints import State
-from ppl_vi.stepping.moments import bring_back, in_words, saved, slow_down
+from ppl_vi.stepping.moments import bring_back, in_words, saved, settle, slow_down
 
 
 class PyroStepper:
@@ -64,6 +64,10 @@ class PyroStepper:
         made = self._optimizer.optim_objs.get(parameter)
         optimizer: Optimizer | None = getattr(made, "optimizer", made)
         return optimizer
+
+    def settle(self) -> None:
+        for made in self._optimizer.optim_objs.values():
+            settle(getattr(made, "optimizer", made))
 
     def slow_down(self, factor: float) -> None:
         for made in self._optimizer.optim_objs.values():

@@ -16,6 +16,7 @@ from ppl_vi.data.streaming import Stream
 from ppl_vi.parameters import trainable
 from ppl_vi.ranks.steps import SumOfSteps
 from ppl_vi.scheduling import Scheduled
+from ppl_vi.stepping.moments import SETTLED_EVERY
 from ppl_vi.stepping.optimization import Stepper
 from ppl_vi.stepping.rollback import Rollback
 
@@ -128,6 +129,8 @@ class EagerRunner:
             if rollback is not None and rollback.is_due(self.done - 1):
                 rollback.keep(self.stepper.saved(parameters))
             self.stepper.step(parameters, loss)
+            if self.done % SETTLED_EVERY == 0:
+                self.stepper.settle()
         elif self._on_nan == "raise" or (rollback is not None and not self._went_back(rollback)):
             told = _complaint(self.done, loss, parameters, self._blame(batch))
             raise FloatingPointError(f"{told} {_remedy(rollback)}")

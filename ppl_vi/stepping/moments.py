@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import torch
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.nn.functional import hardshrink
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vi.checkpoints import State
@@ -20,6 +21,8 @@ SETTLED_EVERY = 100
 
 _RATES = ("lr", "initial_lr", "eta")
 _AVERAGES = ("exp_avg", "momentum_buffer")
+_SETTLED = (Adam, AdamW, NAdam, RAdam, SGD, ClippedAdam)
+"""Optimizers that divide an average by a root, or add it; others may take its sign."""
 _SETTLED_KINDS = (torch.float32, torch.float64)
 
 
@@ -71,29 +74,32 @@ def _at(parameter: Tensor, name: str, value: Any) -> Any:
 
 
 def settle(optimizer: Optimizer) -> None:
-    """Make zeros of moments that have all but vanished."""
-    for moments in optimizer.state.values():
-        moments.update(settled(moments))
+    """Make zeros of averages that have all but vanished, where the optimizer's moments are known."""
+    if type(optimizer) in _SETTLED:
+        for moments in optimizer.state.values():
+            moments.update(settled(moments))
 
 
 def settled(moments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Averages of gradients, with zeros for those that move a parameter no more.
+    """Moments without numbers that are slow to work with, and too small to move a parameter.
 
     Where gradients have become zeros, as of a rectifier that died, their average falls until rounding
-    holds it at the smallest numbers there are. Processors take a hundred times as long for those. An
-    average is settled well above them, and that of squares only where it divides nothing.
+    holds it at the smallest numbers there are. Processors take a hundred times as long for those. Well
+    above them an average becomes zero, and that of squares falls no further.
 
     Args:
-        moments: of a parameter or of several, by torch's names.
+        moments: of a parameter or of several in one tensor, by the names of torch's Adam and SGD.
 
     Returns:
-        those that are settled, by name.
+        those of single and double precision that are settled, by name.
     """
     known = {name: moments.get(name) for name in _AVERAGES}
-    found = {name: _shrunk(own) for name, own in known.items() if _can_be_settled(own)}
+    found = {n: hardshrink(own, _least(own)) for n, own in known.items() if _can_be_settled(own)}
     squares = moments.get("exp_avg_sq")
     if "exp_avg" in found and _can_be_settled(squares):
-        found["exp_avg_sq"] = torch.where(found["exp_avg"] == 0, _shrunk(squares), squares)
+        # Never zero: the average is divided by their root, and eps may be zero.
+        fallen = (found["exp_avg"] == 0) & (squares > 0)
+        found["exp_avg_sq"] = torch.where(fallen, squares.clamp_min(_least(squares)), squares)
     return found
 
 
@@ -101,9 +107,10 @@ def _can_be_settled(moment: Any) -> TypeGuard[Tensor]:
     return isinstance(moment, Tensor) and moment.dtype in _SETTLED_KINDS and not moment.is_sparse
 
 
-def _shrunk(moment: Tensor) -> Tensor:
+def _least(moment: Tensor) -> float:
+    """What stays a normal number for long, and when it is multiplied by a small rate."""
     kind = torch.finfo(moment.dtype)
-    return hardshrink(moment, kind.tiny / kind.eps)
+    return kind.tiny / kind.eps
 
 
 def slow_down(made: Optimizer | LRScheduler, factor: float) -> None:

@@ -129,11 +129,12 @@ class EagerRunner:
             if rollback is not None and rollback.is_due(self.done - 1):
                 rollback.keep(self.stepper.saved(parameters))
             self.stepper.step(parameters, loss)
-            if self.done % SETTLED_EVERY == 0:
-                self.stepper.settle()
         elif self._on_nan == "raise" or (rollback is not None and not self._went_back(rollback)):
             told = _complaint(self.done, loss, parameters, self._blame(batch))
             raise FloatingPointError(f"{told} {_remedy(rollback)}")
+        went_back = not finite and rollback is not None
+        if self.done % SETTLED_EVERY == 0 and not went_back:
+            self.stepper.settle()
         return loss, finite
 
     def _went_back(self, rollback: Rollback) -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi import fit
-from ppl_vi.compilation import blocks
+from ppl_vi.compilation import blocks, flat
 from ppl_vi.compilation.flat import FlatParameters
-from ppl_vi.stepping.moments import settled
+from ppl_vi.stepping import moments as moments_module
+from ppl_vi.stepping.moments import SETTLED_EVERY, settle, settled
 from ppl_vi.stepping.pyro_stepper import PyroStepper
 
 LEAST = torch.finfo(torch.float32).tiny
@@ -37,15 +38,15 @@ def guide() -> None:
 def moments_after(make: Callable[[Any], torch.optim.Optimizer], compile: Any) -> list[Tensor]:
     """Of all parameters, after a fit."""
     made: list[torch.optim.Optimizer] = []
-    flat: list[FlatParameters] = []
+    made_flat: list[FlatParameters] = []
 
     def optimizer(tensors: Any) -> torch.optim.Optimizer:
         made.append(make(tensors))
         return made[-1]
 
     def flattened(*arguments: Any) -> FlatParameters:
-        flat.append(FlatParameters(*arguments))
-        return flat[-1]
+        made_flat.append(FlatParameters(*arguments))
+        return made_flat[-1]
 
     with patch.object(blocks, "FlatParameters", flattened):
         result = fit(
@@ -59,9 +60,9 @@ def moments_after(make: Callable[[Any], torch.optim.Optimizer], compile: Any) ->
             progress=False,
         )
     assert (result.params["slope"] <= 0).all()
-    assert bool(flat) is (compile is not False)
-    if flat:
-        flat[-1].hand_over()
+    assert bool(made_flat) is (compile is not False)
+    if made_flat:
+        made_flat[-1].hand_over()
     states = [dict(state) for state in made[-1].state.values()]
     return [v for state in states for n, v in state.items() if n != "step" and v is not None]
 
@@ -76,6 +77,7 @@ def momentum(tensors: Any) -> torch.optim.Optimizer:
 
 def none_is_subnormal(moments: list[Tensor]) -> bool:
     entries = torch.cat([moment.reshape(-1) for moment in moments]).abs()
+    assert entries.isfinite().all()
     return not ((entries > 0) & (entries < LEAST)).any()
 
 
@@ -128,11 +130,74 @@ def test_all_else_is_left_to_the_bit(dtype: torch.dtype) -> None:
     assert torch.equal(found["exp_avg"].nan_to_num(7.0), expected.nan_to_num(7.0))
     # Squares divide the other averages, and are left with them.
     last = squares.clone()
-    last[3] = 0.0
+    last[3] = kind.tiny / kind.eps
     assert torch.equal(found["exp_avg_sq"].nan_to_num(7.0), last.nan_to_num(7.0))
 
 
-def test_what_has_no_such_numbers_is_left() -> None:
+def test_blocks_end_where_moments_are_settled() -> None:
+    assert SETTLED_EVERY % blocks.BLOCK == 0
+
+
+def test_nothing_is_divided_by_zero_without_epsilon() -> None:
+    parameter = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([parameter], lr=0.05, betas=(0.9, 0.9), eps=0.0)
+    for step in range(2 * STEPS):
+        parameter.grad = torch.tensor([1.0 if step < 5 else 0.0, 1.0])
+        optimizer.step()
+        if step % SETTLED_EVERY == 0:
+            settle(optimizer)
+    assert parameter.isfinite().all()
+    assert optimizer.state[parameter]["exp_avg"][0] == 0
+    assert none_is_subnormal([optimizer.state[parameter]["exp_avg_sq"]])
+
+
+def test_optimizers_that_are_not_known_are_left() -> None:
+    class OfSomeone(torch.optim.Adam):
+        pass
+
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = OfSomeone([parameter])
+    parameter.grad = torch.tensor([1e-33])
+    optimizer.step()
+    settle(optimizer)
+    assert optimizer.state[parameter]["exp_avg"] != 0
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_a_skipped_step_does_not_put_it_off(compile: Any) -> None:
+    settlings: list[int] = []
+    progresses: list[int] = []
+
+    def counted(moments: Any) -> dict[str, Tensor]:
+        settlings.append(progresses[-1] + 1 if progresses else 1)
+        return settled(moments)
+
+    def hundredth_fails() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.where(number == SETTLED_EVERY, torch.nan, z))
+
+    def follow(progress: Any) -> None:
+        progresses.append(progress.step)
+        number.fill_(progress.step + 1)
+
+    number = torch.tensor(1)
+    with patch.object(moments_module, "settled", counted), patch.object(flat, "settled", counted):
+        fit(
+            hundredth_fails,
+            "normal",
+            steps=SETTLED_EVERY,
+            tol=None,
+            seed=0,
+            optimizer=torch.optim.Adam,
+            on_nan="skip",
+            compile=compile,
+            callbacks=[follow],
+            progress=False,
+        )
+    assert set(settlings) == {SETTLED_EVERY}
+
+
+def test_half_precision_and_what_is_not_known_are_left() -> None:
     half = torch.full((2,), 1e-4, dtype=torch.float16)
     assert settled({"exp_avg": half}) == {}
     assert settled({"momentum_buffer": None, "square_avg": torch.zeros(2)}) == {}
